@@ -61,8 +61,6 @@ class Connector(Protocol):
     instance: str
     capabilities: Capabilities
 
-    async def run(
-        self, desk: Desk, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def run(self, desk: Desk, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """One attempt: until cancelled, or a `ConnectorError`.  `started()` when messages flow."""
         ...

@@ -1,4 +1,4 @@
-"""The `[[connector]]` table of `service = "irc"`.  Pure; imports nothing heavy, `bridged.config` loads it alone."""
+"""The `[[connector]]` table of `service = "irc"`.  Pure; `bridged.config` imports it alone."""
 
 from __future__ import annotations
 
