@@ -1,0 +1,1 @@
+"""XMPP: one account, its rooms (MUC) and its one-to-one chats."""
