@@ -4,8 +4,8 @@ Order is kept per channel, several channels run at once.  Per intent: what the f
 where it may have been tried before (backlog, a second attempt); `sent` is published before the first native
 write, the final state after it, and only then is the record done.  So a record that comes again is either
 final (done), or was never written (sent now), or was written by a life that ended before the confirmation:
-then the connector looks it up on its platform, or says `unknown`.  A throttled channel waits with its queue; a
-lost platform leaves the records where they are.
+then the connector looks it up on its platform, or says `unknown`.  A throttled channel waits with its queue;
+a lost platform leaves the records where they are.
 """
 
 from __future__ import annotations
