@@ -1,8 +1,8 @@
 """The desk at which a connector sits: all that it needs of the house, and nothing of any platform.
 
-Credentials by lease, cursors, publishing in envelopes, its own state, and the outbound queue.  A connector never
-talks to the fabric itself, so the rules that hold for all of them (nothing lost, nothing doubled, no secret in
-a record) are kept in one place.
+Credentials by lease, cursors, publishing in envelopes, its own state, and the outbound queue.  A connector
+never talks to the fabric itself, so the rules that hold for all of them (nothing lost, nothing doubled, no
+secret in a record) are kept in one place.
 """
 
 from __future__ import annotations
@@ -412,9 +412,8 @@ def fall_of(exc: BaseException) -> ConnectorError | None:
     if not isinstance(exc, BaseExceptionGroup):
         return None
     falls = [fault for fault in map(fall_of, exc.exceptions) if fault is not None]
-    return next(
-        (fault for fault in falls if isinstance(fault, BadCredentials | Banned)), (falls or [None])[0]
-    )
+    final = [fault for fault in falls if isinstance(fault, BadCredentials | Banned)]
+    return next(iter(final + falls), None)
 
 
 _VAULT_LATER = frozenset({"not_found", "timeout", "network_down", "rate_limited", "internal"})

@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from bridged.envelope import Envelope
+from bridged.envelope import Envelope, format_time
 from bridged.errors import EnvelopeError
 
 OUTBOUND_ACTIONS = (
@@ -164,8 +164,7 @@ def read_intent(envelope: Envelope, *, attempt: int) -> Intent:
 
 def timestamp(wall_s: float) -> str:
     """Seconds since 1970 -> `2026-11-24T08:00:00.125Z`, the one form that is emitted."""
-    text = datetime.fromtimestamp(wall_s, UTC).isoformat(timespec="milliseconds")
-    return text.replace("+00:00", "Z")
+    return format_time(datetime.fromtimestamp(wall_s, UTC))
 
 
 def seconds(value: object) -> float | None:

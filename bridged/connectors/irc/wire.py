@@ -148,7 +148,7 @@ def _tag(key: str, value: str) -> str:
 
 
 def _tags(head: str) -> Iterable[tuple[str, str]]:
-    """The tags of a line; what is no tag is passed over, as the specification asks; of a name the last wins."""
+    """A line's tags; what is no tag is passed over, as the specification asks; of a name the last wins."""
     for item in head.split(";"):
         key, _, value = item.partition("=")
         if _TAG_KEY.fullmatch(key):
