@@ -52,10 +52,11 @@ _PRAGMAS = (
 class Connection:
     """A thin face over one apsw connection, valid inside one `write` or `read` function."""
 
-    __slots__ = ("_db", "generation")
+    __slots__ = ("_after", "_db", "generation")
 
     def __init__(self, db: apsw.Connection, generation: int = 0) -> None:
         self._db = db
+        self._after: list[Callable[[], None]] = []
         self.generation = generation
         """Changes when a group was rolled back after functions of it had returned: what they kept is void."""
 
@@ -72,6 +73,10 @@ class Connection:
         """The first row, or None."""
         rows = self.execute(sql, params)
         return rows[0] if rows else None
+
+    def after_commit(self, call: Callable[[], None]) -> None:
+        """Have `call` run on the Trio thread once this work is durable; it is dropped if the work is."""
+        self._after.append(call)
 
     def changes(self) -> int:
         """Rows changed by the last statement."""
@@ -92,6 +97,7 @@ class _Item:
     then: Then
     octets: int = 0
     transaction: bool = True
+    after: Sequence[Callable[[], None]] = ()
     result: Any = None
     error: Exception | None = None
 
@@ -111,7 +117,7 @@ class Database:
 
     def __init__(self, env: Env, path: Path, writer: apsw.Connection | None, reader: apsw.Connection) -> None:
         self.path = path
-        self._env = env
+        self.env = env
         self._writer = writer
         self._reader = reader
         self._reading = trio.Lock()
@@ -175,7 +181,7 @@ class Database:
             return await self._wait_for(_Item(fn, _ignore, transaction=False))  # type: ignore[no-any-return]
         async with self._reading:
             with trio.CancelScope(shield=True):
-                result: T = await self._env.run_sync(self._read_now, fn)
+                result: T = await self.env.run_sync(self._read_now, fn)
             return result
 
     async def wait_failed(self) -> NoReturn:
@@ -207,7 +213,7 @@ class Database:
 
     def _put(self, item: _Item) -> None:
         self._waiting += 1
-        if self._env.threads:
+        if self.env.threads:
             self._queue.put(item)
         else:
             self._inline.append(item)
@@ -277,10 +283,10 @@ class Database:
                         return
                     continue
                 # The door first, the work after: what is queued while "the disk is busy" joins the group.
-                group = await self._env.run_sync(self._commit_inline)
+                group = await self.env.run_sync(self._commit_inline)
                 self._tell(group)
                 if self._checkpoint_is_due():
-                    await self._env.run_sync(self._checkpoint)
+                    await self.env.run_sync(self._checkpoint)
 
     def _close(self) -> None:
         """Take nothing new; the writer ends when the queue is empty."""
@@ -340,7 +346,9 @@ class Database:
         db.execute("SAVEPOINT item").fetchall()
         try:
             item.result = item.fn(connection)
+            item.after, connection._after = connection._after, []
         except Exception as exc:
+            connection._after = []
             if not db.in_transaction:
                 # SQLite rolled the whole group back (its manual: FULL, IOERR, NOMEM).
                 if isinstance(exc, apsw.Error):
@@ -387,6 +395,9 @@ class Database:
         self._waiting -= len(group)
         self._items += len(group)
         for item in group:
+            if item.error is None:
+                for call in item.after:
+                    call()
             item.then(item.result, item.error)
 
 
