@@ -33,7 +33,7 @@ def _account(_: object, attribute: attrs.Attribute[str], value: str) -> None:
         )
 
 
-def _tls(_: object, attribute: attrs.Attribute[bool | TlsFiles], value: bool | TlsFiles) -> None:
+def _tls(_: object, attribute: attrs.Attribute[bool], value: bool | TlsFiles) -> None:
     if value is False:
         raise ValueError(f"{attribute.name} is true or {{ ca = PATH }}: there is no login without TLS")
 
@@ -88,7 +88,7 @@ class Settings:
     ping_s: float = attrs.field(default=30.0, validator=[attrs.validators.ge(1), attrs.validators.le(600)])
     """Ask for a sign of life after so long a silence; none in as long again ends the connection."""
     confirm_s: float = attrs.field(default=20.0, validator=[attrs.validators.ge(1), attrs.validators.le(600)])
-    """A message that is neither confirmed nor refused for so long ends the connection; the next one looks it up."""
+    """A message neither confirmed nor refused for so long ends the connection; the next looks it up."""
 
     @property
     def address(self) -> tuple[str, int] | None:
