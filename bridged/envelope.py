@@ -167,7 +167,7 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
         """RFC 8785 canonical JSON of the whole envelope: the same bytes from every writer.
 
         Raises:
-            EnvelopeError: `invalid_field`; a number lies beyond 2**53 - 1 (`sign` turns such into strings).
+            EnvelopeError: `invalid_field`; an integer that no double writes so (`sign` turns such into strings).
         """
         return self._canonical(self.metadata)
 
@@ -231,8 +231,8 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
         }
         try:
             return rfc8785.dumps(whole)
-        except rfc8785.CanonicalizationError as exc:
-            raise EnvelopeError("invalid_field", f"no canonical JSON: {exc}", field="payload") from exc
+        except rfc8785.IntegerDomainError:
+            return rfc8785.dumps(_as_doubles(whole))
 
 
 def new_envelope(
@@ -483,6 +483,19 @@ def _made_portable(value: Any, path: str, depth: int) -> Any:
         return value
     what = "half a character" if type(value) is str else f"a {type(value).__name__} that JSON has not"
     raise EnvelopeError("invalid_field", f"{path} holds {what}", field=path)
+
+
+def _as_doubles(value: Any) -> Any:
+    """Large integers that are a double's own text; RFC 8785 knows doubles alone and writes those without a dot."""
+    if isinstance(value, dict):
+        return {key: _as_doubles(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_as_doubles(inner) for inner in value]
+    if type(value) is not int or -SAFE_INTEGER_MAX <= value <= SAFE_INTEGER_MAX:
+        return value
+    if value.bit_length() < 71 and rfc8785.dumps(float(value)) == str(value).encode():
+        return float(value)
+    raise EnvelopeError("invalid_field", "a number beyond 2**53 - 1 must travel as a string", field="payload")
 
 
 def _is_text(text: str) -> bool:
