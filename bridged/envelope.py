@@ -28,7 +28,9 @@ import rfc8785
 from nacl import bindings, exceptions
 
 from bridged.errors import EnvelopeError
-from shards.record import PAYLOAD_BYTES_MAX, TOPIC_BYTES_MAX
+from shards import merkle
+from shards.errors import RemoteProtocolError
+from shards.record import PAYLOAD_BYTES_MAX, TOPIC_BYTES_MAX, BatchProof
 
 # Specification constants (wire contract 1 and 2).
 SCHEMA = "msgr.bridge.v1"
@@ -36,6 +38,7 @@ SCHEMA_MAJOR = "1"
 ENVELOPE_BYTES_MAX = PAYLOAD_BYTES_MAX
 LOG_TOPIC = "observability/logs"
 SIG_ED25519 = "ed25519"
+SIG_MERKLE = "ed25519-merkle"
 SAFE_INTEGER_MAX = 2**53 - 1
 """Beyond it a number is not the same in every JSON reader, so it travels as a string."""
 
@@ -182,13 +185,10 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
             seed: The 32 bytes of an Ed25519 signing key.
         """
         public, secret = bindings.crypto_sign_seed_keypair(seed)
-        plain = self.replace(
-            metadata={key: portable(value) for key, value in self.metadata.items() if key != "sig"},
-            payload=portable(self.payload),
-        )
+        plain = self._unsigned()
         signature = bindings.crypto_sign(plain.signed_bytes(), secret)[: bindings.crypto_sign_BYTES]
         sig = {"alg": SIG_ED25519, "kid": key_id(public), "value": to_base64url(signature)}
-        return plain.replace(metadata={**plain.metadata, "sig": sig})
+        return plain._with_sig(sig)
 
     def verify(self, keys: Callable[[str], bytes | None]) -> str:
         """Check `metadata.sig` and return its key id.
@@ -203,21 +203,33 @@ class Envelope(msgspec.Struct, frozen=True, kw_only=True):
         sig = self.metadata.get("sig")
         if sig is None:
             raise EnvelopeError("missing_field", "the envelope carries no signature", field="metadata.sig")
-        if not isinstance(sig, dict):
-            raise _bad_sig("is no object")
-        kid, value = sig.get("kid"), sig.get("value")
-        if sig.get("alg") != SIG_ED25519 or not isinstance(kid, str) or not isinstance(value, str):
-            raise _bad_sig("is not of the form alg ed25519, kid, value")
-        public = keys(kid)
+        if not isinstance(sig, dict) or not isinstance(sig.get("kid"), str):
+            raise _bad_sig("names no key")
+        public = keys(sig["kid"])
         if public is None:
             raise _bad_sig("is by a key that nobody here has")
-        if not verify_ed25519(public, self.signed_bytes(), from_base64url(value)):
+        match sig:
+            case {"alg": "ed25519", "value": str(value)}:
+                is_good = verify_ed25519(public, self.signed_bytes(), from_base64url(value))
+            case {"alg": "ed25519-merkle"}:
+                is_good = _is_leaf(self.signed_bytes(), sig, public)
+            case _:
+                raise _bad_sig("is of no form that we know")
+        if not is_good:
             raise _bad_sig("does not fit the envelope")
+        kid: str = sig["kid"]
         return kid
 
     def replace(self, **changes: Any) -> Envelope:
         """A copy with some fields changed."""
         return msgspec.structs.replace(self, **changes)
+
+    def _unsigned(self) -> Envelope:
+        metadata = {key: portable(value) for key, value in self.metadata.items() if key != "sig"}
+        return self.replace(metadata=metadata, payload=portable(self.payload))
+
+    def _with_sig(self, sig: dict[str, Any]) -> Envelope:
+        return self.replace(metadata={**self.metadata, "sig": sig})
 
     def _canonical(self, metadata: Mapping[str, Any]) -> bytes:
         whole: dict[str, Any] = {
@@ -287,6 +299,33 @@ def portable(value: Any, path: str = "payload") -> Any:
             character, or a type that JSON has not.  (msgspec alone writes NaN as null, the key 1 as "1".)
     """
     return value if _is_portable(value, 0) else _made_portable(value, path, 0)
+
+
+def sign_together(envelopes: Sequence[Envelope], seed: bytes) -> list[Envelope]:
+    """Up to 64 envelopes under one signature, each provable alone; else as `Envelope.sign`.
+
+    The leaves of the tree (`shards.merkle`) are the canonical bytes; `root` stands beside the contract's keys, so
+    that one root which was verified serves all of them.
+
+    Raises:
+        LocalProtocolError: No envelope, or more than 64.
+    """
+    public, _ = bindings.crypto_sign_seed_keypair(seed)
+    plain = [envelope._unsigned() for envelope in envelopes]
+    batch = merkle.sign_batch([envelope.signed_bytes() for envelope in plain], seed)
+    common = {
+        "alg": SIG_MERKLE,
+        "kid": key_id(public),
+        "value": to_base64url(batch.signature),
+        "root": to_base64url(batch.root),
+        "n": batch.n,
+    }
+    return [
+        envelope._with_sig(
+            {**common, "index": index, "path": [to_base64url(node) for node in batch.proof(index).path]}
+        )
+        for index, envelope in enumerate(plain)
+    ]
 
 
 # Topics.
@@ -578,6 +617,31 @@ def _reason(exc: BaseException) -> str:
     if isinstance(exc, RecursionError):
         return "nested too deeply"
     return str(exc)[:120]
+
+
+def _is_leaf(leaf: bytes, sig: Mapping[str, Any], public: bytes) -> bool:
+    match sig:
+        case {
+            "value": str(value),
+            "root": str(root),
+            "n": int(n),
+            "index": int(index),
+            "path": list(path),
+        } if len(path) <= merkle.BATCH_MAX and all(isinstance(node, str) for node in path):
+            proof = BatchProof(
+                signature=from_base64url(value),
+                root=from_base64url(root),
+                n=n,
+                index=index,
+                path=tuple(from_base64url(node) for node in path),
+            )
+        case _:
+            raise _bad_sig("is of no form that we know")
+    try:
+        merkle.verify_one(leaf, proof, public)
+    except RemoteProtocolError:
+        return False
+    return True
 
 
 def _bad_sig(what: str) -> EnvelopeError:

@@ -29,6 +29,7 @@ from bridged.envelope import (
     parse_topic,
     portable,
     reply_topic,
+    sign_together,
     to_base64url,
     to_ms,
     topic_for,
@@ -402,6 +403,34 @@ def test_unsigned_and_strangers_envelopes_are_refused() -> None:
     with pytest.raises(EnvelopeError, match="nobody here has"):
         Envelope.decode(text()).sign(SEED).verify(lambda kid: None)
     assert not verify_ed25519(b"short", b"", bytes(64))
+
+
+def test_envelopes_signed_together_are_each_provable_alone() -> None:
+    plain = [new_envelope("irc", "x", {"n": n}, now=n, trace_id=f"t{n}") for n in range(5)]
+    signed = sign_together(plain, SEED)
+    for n, envelope in enumerate(signed):
+        read = Envelope.decode(json.dumps(json.loads(envelope.encode()), indent=1).encode())
+        assert read.metadata["sig"]["alg"] == "ed25519-merkle"
+        assert read.verify(lambda kid: _public()) == key_id(_public())
+        with pytest.raises(EnvelopeError, match="does not fit"):
+            read.replace(payload={"n": n + 1}).verify(lambda kid: _public())
+        for key, bad in (("path", [7]), ("n", "5"), ("index", None), ("value", 1), ("root", [])):
+            with pytest.raises(EnvelopeError, match="no form"):
+                read.replace(metadata={"sig": read.metadata["sig"] | {key: bad}}).verify(
+                    lambda kid: _public()
+                )
+        for key, wrong in (
+            ("path", []),
+            ("n", 64),
+            ("n", 10**6),
+            ("index", -1),
+            ("value", "AA"),
+            ("root", ""),
+        ):
+            with pytest.raises(EnvelopeError, match="does not fit"):
+                read.replace(metadata={"sig": read.metadata["sig"] | {key: wrong}}).verify(
+                    lambda kid: _public()
+                )
 
 
 # Topics.
