@@ -25,7 +25,10 @@ class Frames(Protocol):
     """
 
     async def receive(self, limit: int = 64) -> list[tuple[bytes, bytes]]:
-        """Wait for at least one frame, then return what is there, at most `limit`.  Always a checkpoint."""
+        """Wait for at least one frame, then return what is there, at most `limit`.  Always a checkpoint.
+
+        Returns nothing when there is no frame but `lost()` has something new to tell.
+        """
         ...
 
     def send_nowait(self, peer: bytes, frame: bytes) -> bool:
