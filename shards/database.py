@@ -40,6 +40,7 @@ WAL_CHECKPOINT_BYTES = 2 * 1_048_576
 WAL_RESTART_BYTES = 64 * 1_048_576
 """Beyond this the writer waits for the reader once, so that the log cannot grow without bound."""
 BUSY_MS = 5_000
+_RESTORE = "Stop the shard, keep the file, restore the last backup (bridgectl restore)."
 _PRAGMAS = (
     "temp_store=MEMORY",
     "foreign_keys=ON",
@@ -63,7 +64,10 @@ class Connection:
     def execute(self, sql: str, params: Sequence[Value] = ()) -> list[tuple[Any, ...]]:
         """Run one or several statements to their end and return all rows."""
         # fetchall matters: apsw stops at the first row, and later statements would silently never run.
-        return self._db.execute(sql, params).fetchall()
+        try:
+            return self._db.execute(sql, params).fetchall()
+        except UnicodeDecodeError as exc:  # text that we wrote is UTF-8: somebody flipped a bit
+            raise LogCorrupt(f"a text column is not UTF-8: {exc}", hint=_RESTORE) from exc
 
     def executemany(self, sql: str, rows: Iterable[Sequence[Value]]) -> None:
         """Run one statement once a row."""
@@ -152,7 +156,7 @@ class Database:
             StorageFailed: The storage failed before.
             LocalProtocolError: The database is closed or read-only.
         """
-        self._check_open(writing=True)
+        self.check_open(writing=True)
         self._put(_Item(fn, then, octets))
 
     async def write(self, fn: Callable[[Connection], T]) -> T:
@@ -166,7 +170,7 @@ class Database:
             LogFull: The disk was full before anything was committed.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._check_open(writing=True)
+        self.check_open(writing=True)
         return await self._wait_for(_Item(fn, _ignore))  # type: ignore[no-any-return]
 
     async def read(self, fn: Callable[[Connection], T]) -> T:
@@ -176,7 +180,7 @@ class Database:
         runs in the writer between two groups.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._check_open(writing=False)
+        self.check_open(writing=False)
         if self._writer is self._reader:
             return await self._wait_for(_Item(fn, _ignore, transaction=False))  # type: ignore[no-any-return]
         async with self._reading:
@@ -195,6 +199,11 @@ class Database:
         """Why nothing on this file may be acknowledged again, or None."""
         return self._dead
 
+    @property
+    def writable(self) -> bool:
+        """False when opened to read."""
+        return self._writer is not None
+
     def statistics(self) -> DatabaseStatistics:
         return DatabaseStatistics(
             commits=self._commits,
@@ -203,7 +212,8 @@ class Database:
             wal_bytes=self._wal_pages * self._page_size,
         )
 
-    def _check_open(self, *, writing: bool) -> None:
+    def check_open(self, *, writing: bool = True) -> None:
+        """Raise StorageFailed or LocalProtocolError unless it can be used."""
         if self._dead is not None:
             raise _again(self._dead)
         if self._closed:
@@ -599,7 +609,7 @@ def _translate(exc: BaseException, path: Path) -> LogError:
     if isinstance(exc, apsw.CorruptError | apsw.NotADBError):
         return LogCorrupt(
             f"{path.name}: {exc}",
-            hint="Stop the shard, keep the file, restore the last backup (bridgectl restore).",
+            hint=_RESTORE,
         )
     if isinstance(exc, _DISK_ERRORS):
         return StorageFailed(f"{path.name}: {exc}", hint="Check the disk, its permissions and its room.")
