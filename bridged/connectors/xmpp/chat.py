@@ -44,6 +44,8 @@ class Known:
     """Its sender's id."""
     author: str
     """Who may correct or retract it: see `Chat.author`."""
+    is_server_id: bool = True
+    """False: the sender chose `remote_id`."""
 
 
 @attrs.define(eq=False)
@@ -89,7 +91,7 @@ class Chat:
     def stanza_id(self, seen: Seen) -> str | None:
         """The archive's id on a live message.  Trusted from our server and from a room that says it takes
         forged ones out.                                                                 XEP-0359, section 5"""
-        if self.is_room and STANZA_ID not in self.features:
+        if (STANZA_ID if self.is_room else MAM) not in self.features:
             return None
         return seen.stanza_ids.get(str(self.archive))
 
@@ -124,6 +126,11 @@ class Chat:
     def by_author(self, author: str, message_id: str) -> Known | None:
         """The message to which its author gave that id."""
         return self._by_author.get((author, message_id))
+
+    def own(self, message_id: str) -> Known | None:
+        """The message of ours with that id, whatever nick we had then."""
+        found = (known for (_, said), known in self._by_author.items() if said == message_id)
+        return next(found, None) if message_id.startswith(OWN_PREFIX) else None
 
     def by_remote(self, remote_id: str) -> Known | None:
         """The message that the house calls so."""

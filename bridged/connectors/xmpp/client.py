@@ -504,7 +504,9 @@ class _BoundedParser:
 
     def __init__(self, stream: _Stream) -> None:
         self._stream = stream
-        self._pull: ElementTree.XMLPullParser[Any] = ElementTree.XMLPullParser(("start", "end", "comment", "pi"))
+        self._pull: ElementTree.XMLPullParser[Any] = ElementTree.XMLPullParser(
+            ("start", "end", "comment", "pi")
+        )
         self._depth = 0
         self._bytes = 0
         self._tail = b""

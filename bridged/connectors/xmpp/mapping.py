@@ -103,8 +103,9 @@ def inbound(
         return Passed("from the room itself")
     if seen.reacts_to is not None:
         known = chat.by_reference(seen.reacts_to)
-        base |= {"remote_id": known.remote_id if known else seen.reacts_to, "emojis": list(seen.reactions)}
-        return Event("reaction_event", base)
+        return Event(
+            "reaction_event", base | _about(known, seen.reacts_to) | {"emojis": list(seen.reactions)}
+        )
     if seen.body is not None or seen.encryption is not None:
         return _spoken(chat, seen, stanza, base, remote_id)
     if seen.subject is not None:
@@ -136,20 +137,19 @@ def _spoken(
         known = chat.by_author(author, seen.replaces)
         if known is not None:
             chat.alias(known, seen.id, remote_id)
-            base |= {"remote_id": known.remote_id, "edit_id": remote_id, "text": text, "html": None}
-            return Event("edit_event", base | {"kind": kind})
+            base |= _about(known, "") | {"edit_id": remote_id, "text": text, "html": None, "kind": kind}
+            return Event("edit_event", base)
         # Not shown to be theirs: it is said as a message of its own.                   XEP-0308, section 5
-    chat.remember(Known(remote_id, seen.id, author))
+    is_server_id = remote_id not in (seen.origin_id, seen.id)
+    said = Known(remote_id, seen.id or seen.origin_id, author, is_server_id)
+    chat.remember(said)
     if seen.origin_id is not None and seen.origin_id != seen.id:
-        chat.alias(Known(remote_id, seen.id, author), seen.origin_id, remote_id)
+        chat.alias(said, seen.origin_id, remote_id)
     reply_to = None
     if seen.reply_to is not None:
         answered = chat.by_reference(seen.reply_to)
         reply_to = answered.remote_id if answered is not None else seen.reply_to
-    archive_id = chat.stanza_id(seen)
-    base |= {
-        "remote_id": remote_id,
-        "id_scope": "sender" if remote_id in (seen.origin_id, seen.id) else "server",
+    base |= _about(said, "") | {
         "text": text,
         "html": None,
         "kind": kind,
@@ -157,7 +157,7 @@ def _spoken(
         "chat": str(chat.jid),
         "type": seen.kind,
         "body": seen.body,
-        "stanza_id": archive_id or (remote_id if remote_id not in (seen.origin_id, seen.id) else None),
+        "stanza_id": remote_id if is_server_id else None,
         "origin_id": seen.origin_id,
         "format": "xml",
     }
@@ -185,13 +185,10 @@ def _retraction(chat: Chat, seen: Seen, base: dict[str, Any]) -> Event | Passed:
     if seen.is_moderation:
         if not chat.is_room or seen.sender != chat.jid:
             return Passed("a moderation that is not the room's")
-        remote_id = known.remote_id if known is not None else seen.retracts
-        base["by"] = "moderator"
+        base |= {"sender": None, "sender_identity": None, "by": "moderator"}
     elif known is None or known.author != chat.author(seen):
         return Passed("a retraction of what is not shown to be theirs")
-    else:
-        remote_id = known.remote_id
-    return Event("redaction_event", base | {"remote_id": remote_id})
+    return Event("redaction_event", base | _about(known, seen.retracts))
 
 
 def _passing(chat: Chat, seen: Seen, base: dict[str, Any], *, typing: bool) -> Event | Passed:
@@ -199,15 +196,20 @@ def _passing(chat: Chat, seen: Seen, base: dict[str, Any], *, typing: bool) -> E
         known = chat.by_reference(seen.marker.target)
         if known is None and not chat.is_room:
             return Passed("a receipt for nothing that we know")
-        status = "delivered" if seen.marker.kind == "received" else "read"
-        remote_id = known.remote_id if known is not None else seen.marker.target
-        return Event("receipt_event", base | {"remote_id": remote_id, "status": status}, is_passing=True)
+        kind = "delivered" if seen.marker.kind == "received" else "read"
+        about = _about(known, seen.marker.target)
+        return Event("receipt_event", base | about | {"kind": kind}, is_passing=True)
     if seen.chat_state is not None:
         if not typing:
             return Passed("typing is off")
-        is_typing = seen.chat_state == "composing"
-        return Event("typing_event", base | {"is_typing": is_typing}, is_passing=True)
+        return Event("typing_event", base | {"typing": seen.chat_state == "composing"}, is_passing=True)
     return Passed("nothing to say")
+
+
+def _about(known: Known | None, identifier: str) -> dict[str, Any]:
+    """The message that an event is about, as the house calls it; one that we never saw by the room's id."""
+    remote_id, is_server_id = (known.remote_id, known.is_server_id) if known else (identifier, True)
+    return {"remote_id": remote_id, "id_scope": "server" if is_server_id else "sender"}
 
 
 # -- outbound ---------------------------------------------------------------------------------------------
