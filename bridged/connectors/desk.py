@@ -176,6 +176,13 @@ class Desk:
         envelope = self.envelope(action, payload, trace_id=trace_id, metadata=metadata)
         await self.client.publish(self.topic(action), [envelope.encode()], key=key)
 
+    async def publish_all(
+        self, action: str, payloads: Sequence[Mapping[str, Any]], *, key: bytes
+    ) -> None:
+        """Publish several of one key at once, in their order; returns when all are on disk."""
+        envelopes = [self.envelope(action, payload).encode() for payload in payloads]
+        await self.client.publish(self.topic(action), envelopes, key=key)
+
     async def publish_ephemeral(self, action: str, payload: Mapping[str, Any], *, key: bytes) -> None:
         """Typing, presence, receipts: never waited for, the first to be shed."""
         envelope = self.envelope(action, payload)

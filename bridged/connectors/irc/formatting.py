@@ -142,33 +142,35 @@ def encode(runs: Iterable[Run]) -> str:
     return "".join(out)
 
 
-def split(runs: Sequence[Run], bytes_max: int) -> list[str]:
+def split(runs: Sequence[Run], bytes_max: int, *, first_max: int | None = None) -> list[str]:
     """Runs of one line -> IRC texts of at most so many bytes, cut at blanks where that wastes little.
 
     No grapheme is torn, unless one alone is longer than a line; nothing but blanks at a cut falls away.
+
+    Args:
+        first_max: Of the first text, where less room is left there.
     """
     bytes_max = max(bytes_max, 16)
+    limit = bytes_max if first_max is None else max(first_max, 16)
     lines: list[str] = []
     line: list[tuple[str, Style]] = []
     size, style = 0, PLAIN
-    for piece, wanted in _pieces(runs, bytes_max - 12):
-        cost = len(_switch(style, wanted, piece).encode()) + len(piece.encode(errors="replace"))
-        if line and size + cost > bytes_max:
+    for piece, wanted in _pieces(runs, min(bytes_max, limit) - 12):
+        if line and size + _cost(style, wanted, piece) > limit:
             cut = _cut(line)
             lines.append(_text(line[:cut]))
+            limit = bytes_max
             line = line[cut:]
             while line and line[0][0].isspace():
                 line.pop(0)
             size, style = _size(line)
-            cost = len(_switch(style, wanted, piece).encode()) + len(piece.encode(errors="replace"))
-            if size + cost > bytes_max:  # what was carried over is itself nearly a line
+            if size + _cost(style, wanted, piece) > limit:  # what was carried over is itself nearly a line
                 lines.append(_text(line))
                 line, size, style = [], 0, PLAIN
-                cost = len(_switch(style, wanted, piece).encode()) + len(piece.encode(errors="replace"))
         if not line and piece.isspace():
             continue
         line.append((piece, wanted))
-        size, style = size + cost, wanted
+        size, style = size + _cost(style, wanted, piece), wanted
     if line:
         lines.append(_text(line))
     return [text for text in lines if text]
@@ -208,6 +210,10 @@ def _switch(before: Style, after: Style, first: str) -> str:
         if first[0] == ",":
             codes += BOLD + BOLD  # else the comma would begin a background colour
     return codes + "".join(code for name, code in _ON if getattr(after, name))
+
+
+def _cost(before: Style, after: Style, piece: str) -> int:
+    return len(_switch(before, after, piece).encode()) + len(piece.encode(errors="replace"))
 
 
 def _pieces(runs: Sequence[Run], bytes_max: int) -> Iterator[tuple[str, Style]]:

@@ -60,6 +60,7 @@ SASL_S = 15.0
 REGAIN_S = 30.0
 """While we go by another nick, the wanted one is asked for so often."""
 CTCP_PAUSE_S = 5.0
+JOIN_BYTES_MAX = 400
 BATCHES_MAX = 64
 BATCH_LINES_MAX = 500
 VERSION = "bridged"
@@ -71,6 +72,7 @@ _PLAYBACK = frozenset({"chathistory", "draft/chathistory", "znc.in/playback"})
 _SPLITS = frozenset({"netsplit", "netjoin"})
 _BANNED = re.compile(r"\b[KGZ]-?lined?\b|\bbanned\b|\bauto-?kill|\bAKILL\b", re.IGNORECASE)
 _DENIED = re.compile(r"access denied|bad password|password mismatch|invalid password", re.IGNORECASE)
+_NO_CHANNEL = re.compile(r"[\x00-\x20,\x7f]")
 _MASK = re.compile(r"[^!@ ]+![^!@ ]+@[^!@ ]+")
 
 
@@ -93,6 +95,7 @@ class Session:
         alt_nicks: Tried in turn while it is taken; after them the wanted one with a number.
         login: What proves who we are; None: nothing.
         netsplit_s: How long the split off are held before they count as gone.
+        nonce: Random bytes for SCRAM, fresh for every session.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Session:
         realname: str = "Msgr bridge",
         login: Login | None = None,
         netsplit_s: float = 60.0,
+        nonce: bytes = b"",
     ) -> None:
         self.wanted_nick = nick
         self.nick = nick
@@ -120,6 +124,7 @@ class Session:
         self._ident = ident
         self._realname = realname
         self._login = login
+        self._nonce = nonce
         self._nicks = [*alt_nicks]
         self._nick_number = 0
         self._lines: list[IrcLine] = []
@@ -208,9 +213,28 @@ class Session:
         """How many bytes of text reach the others uncut in one line to that target."""
         return 512 - 2 - self.source_bytes() - len(f"{command} {target} :".encode())
 
-    def join(self, channel: str, key: str | None = None) -> None:
-        """Ask to be let into a channel; `Joined` or `NotJoined` follows."""
-        self._write("JOIN", channel, *([key] if key else []))
+    def join(self, *channels: str) -> None:
+        """Ask to be let into channels, few lines for many; `Joined` or `NotJoined` follows for each."""
+        names: list[str] = []
+        for channel in channels:
+            if names and len(",".join([*names, channel]).encode()) > JOIN_BYTES_MAX:
+                self._write("JOIN", ",".join(names))
+                names = []
+            names.append(channel)
+        if names:
+            self._write("JOIN", ",".join(names))
+
+    def ping(self, token: str) -> None:
+        """Ask for a `Pong`."""
+        self._write("PING", token)
+
+    def part(self, channel: str) -> None:
+        """Leave a channel."""
+        self._write("PART", channel)
+
+    def can_join(self, channel: str) -> bool:
+        """May the name be written in a JOIN, and does it name one channel here?"""
+        return self.support.is_channel(channel) and not _NO_CHANNEL.search(channel)
 
     # -- registration ---------------------------------------------------------------------------------------
 
@@ -278,7 +302,7 @@ class Session:
         if self._login is not None and self._uses_sasl:
             if "sasl" not in self.caps:
                 raise self._no_services()
-            self._sasl = SaslExchange(self._login, self._offered.get("sasl", ""))
+            self._sasl = SaslExchange(self._login, self._offered.get("sasl", ""), self._nonce)
             self._sasl_until = now + SASL_S
             self._write("AUTHENTICATE", self._sasl.mechanism)
         else:
