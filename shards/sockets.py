@@ -173,9 +173,10 @@ class _ZmqFrames(abc.ABC):
         self._closed = True
         trio.lowlevel.notify_closing(self._epoll)
         self._epoll.close()
-        self._socket.disable_monitor()
+        if not self._socket.closed:
+            self._socket.disable_monitor()
+            self._socket.close(0)
         self._monitor.close(0)
-        self._socket.close(0)
 
     # -- for the two sides --------------------------------------------------------------------------------
 
@@ -207,7 +208,7 @@ class _ZmqFrames(abc.ABC):
     async def _sleep(self) -> bool:
         """Sleep until there may be something; False if there is something already."""
         for member in (self._socket, self._monitor):
-            if _option(member, zmq.EVENTS) & zmq.POLLIN:
+            if not member.closed and _option(member, zmq.EVENTS) & zmq.POLLIN:
                 return False
         try:
             with trio.CancelScope() as self._sleeper:
@@ -388,7 +389,6 @@ class _Dealer(_ZmqFrames):
         socket.setsockopt(zmq.IMMEDIATE, 1)
         super().__init__(socket, zmq.EVENT_HANDSHAKE_SUCCEEDED | _ENDED)
         self._endpoint = endpoint
-        self._address = address
         self._connected = False
         self._ended = False
         self._told = False
@@ -412,10 +412,10 @@ class _Dealer(_ZmqFrames):
 
     def cut(self, peer: bytes) -> None:
         if not self._ended:
-            self._ended = True
-            with contextlib.suppress(zmq.ZMQError):
-                self._socket.disconnect(self._address)
-            self._has_news = True
+            # Not `disconnect`: that waits for somebody to use the socket again.
+            self._ended = self._has_news = True
+            self._socket.disable_monitor()
+            self._socket.close(0)
             self._wake()
 
     def lost(self) -> list[bytes]:
@@ -427,7 +427,7 @@ class _Dealer(_ZmqFrames):
     def _take(self, limit: int) -> list[tuple[bytes, bytes]]:
         self._follow_connection()
         taken: list[tuple[bytes, bytes]] = []
-        while len(taken) < limit:
+        while len(taken) < limit and not self._socket.closed:
             try:
                 parts = self._socket.recv_multipart(zmq.DONTWAIT)
             except zmq.Again:
