@@ -15,6 +15,7 @@ import trio
 from bridged.envelope import (
     format_time,
     from_ms,
+    key_id,
     new_envelope,
     new_trace_id,
     parse_time,
@@ -158,19 +159,21 @@ class Control:
         return {"name": principal.name, "grants": told}
 
     async def keys(self, question: Question) -> Mapping[str, Any]:
-        """`op` list (the public halves), invite, suspend, resume or revoke."""
+        """`op` list or get (the public halves), invite, suspend, resume or revoke."""
         op = question.text("op", default="list")
         if op == "list":
             wanted = question.payload.get("name")
             rows = [p for p in self._broker.principals(self._tenant) if wanted in (None, p.name)]
             return {"principals": [_told(p) for p in rows]}
         name = question.text("name")
+        if op == "get":
+            return {"key": _told(self._principal(name))}
         if op == "invite":
             return await self._invite(question, name)
         principal = self._principal(name)
         acts = {"revoke": self._broker.revoke, "suspend": self._broker.suspend, "resume": self._broker.resume}
         if op not in acts:
-            raise RequestFailed("invalid_field", "payload.op is list, invite, suspend, resume or revoke")
+            raise RequestFailed("invalid_field", "payload.op is list, get, invite, suspend, resume or revoke")
         await acts[op](principal.name, tenant=self._tenant)
         await self._event(question, f"key_{op}", name=name)
         return {"name": name, "done": op}
@@ -318,9 +321,10 @@ def _told(principal: Principal) -> dict[str, Any]:
         "name": principal.name,
         "tenant": principal.tenant,
         "state": principal.state,
-        "noise": to_base64url(principal.noise_public),
-        "signing": to_base64url(principal.signing_public),
-        "lease": to_base64url(principal.lease_public),
+        "noise_public": principal.noise_public.hex(),
+        "signing_public": principal.signing_public.hex(),
+        "lease_public": principal.lease_public.hex(),
+        "kid": key_id(principal.signing_public),
         "service": principal.service,
         "instance": principal.instance,
         "accounts": list(principal.accounts),

@@ -133,18 +133,16 @@ class Gateway:
         for door in self._doors.values():
             try:
                 row = await ask(
-                    self._env, door.client, "core", "clients", {"op": "authenticate", "token_sha256": digest}
+                    self._env, door.client, "core", "clients", {"op": "authenticate", "token_hash": digest}
                 )
             except RequestFailed as exc:
                 if exc.code in ("not_found", "forbidden", "capability_denied"):
                     continue
                 raise
-            conversations = row.get("conversations")
-            everywhere = conversations is None or "*" in conversations
             return door, Session(
-                name=row["name"],
+                name=row["client"],
                 identity=row["identity"],
-                conversations=None if everywhere else frozenset(conversations),
+                conversations=None if row["everywhere"] else frozenset(row["conversations"]),
             )
         return None
 

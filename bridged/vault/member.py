@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import trio
 
-from bridged.envelope import format_time, from_base64url, from_ms, new_envelope, new_trace_id, topic_for
+from bridged.envelope import format_time, from_ms, new_envelope, new_trace_id, topic_for
 from bridged.errors import VaultError
 from bridged.requests import Question, ask, serve
 from bridged.vault.lease import LEASE_S, Lease, check_name, material, seal
@@ -158,11 +158,11 @@ class Vault:
         )
 
     async def _lease_key(self, principal: str) -> bytes:
-        answer = await ask(self._env, self._client, "fabric", "keys", {"name": principal})
-        for row in answer.get("principals", ()):
-            if row.get("name") == principal and row.get("state") == "active":
-                return from_base64url(row["lease"])
-        raise RequestFailed("capability_denied", "no such principal")
+        answer = await ask(self._env, self._client, "fabric", "keys", {"op": "get", "name": principal})
+        row = answer["key"]
+        if row["state"] != "active":
+            raise RequestFailed("capability_denied", "no such principal")
+        return bytes.fromhex(row["lease_public"])
 
     async def _event(self, act: str, question: Question, *, lease: Lease | None = None, **facts: Any) -> None:
         """Publish what was done, and wait until it is on disk: an act without a record is not answered."""
