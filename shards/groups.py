@@ -187,8 +187,8 @@ class Group:
         self.whole = whole
         self.late = 0
         """Acknowledgements of records that the member no longer held."""
-        self.exhausted: deque[int] = deque()
-        """Positions whose member fell too often: the caller writes the dead letter, then calls `finish`."""
+        self.exhausted: deque[tuple[int, int]] = deque()
+        """(position, key) whose member fell too often: the caller writes the dead letter, then calls `finish`."""
         self.generation = 0
         """Steps with every seek: what was read for an older one is to be thrown away."""
         self._run_max = run_max
@@ -250,9 +250,15 @@ class Group:
         """How often the record was given out, this time included."""
         return self._attempts.get(position, (1, 0))[0]
 
-    def holds(self, member: int, position: int) -> bool:
+    def held_key(self, member: int, position: int) -> int | None:
+        """The key of a record that the member has in flight, None where it has not."""
         flight = self._flights.get(position)
-        return flight is not None and flight.lane.member is not None and flight.lane.member.id == member
+        if flight is None or flight.lane.member is None or flight.lane.member.id != member:
+            return None
+        return flight.lane.key
+
+    def holds(self, member: int, position: int) -> bool:
+        return self.held_key(member, position) is not None
 
     def is_wanted(self, position: int, key: int, topic: str) -> bool:
         """False for a record that was finished before a seek and is not sought again."""
@@ -537,7 +543,7 @@ class Group:
             attempt, falls = self._attempts.get(head, (1, 0))
             self._attempts[head] = (attempt, falls + 1)
             if falls + 1 >= self._attempts_max:
-                self.exhausted.append(head)
+                self.exhausted.append((head, lane.key))
                 lane.ready_at = math.inf
         while lane.flight and lane.flight[-1] >= position:
             back = lane.flight.pop()

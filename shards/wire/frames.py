@@ -77,13 +77,16 @@ class Code(enum.IntEnum):
 
 
 class Start(enum.IntEnum):
-    """Where a subscription begins when its group has no position."""
+    """Where a subscription begins; EARLIEST and LATEST only when its group has no position."""
 
     EARLIEST = 0
     LATEST = 1
     POSITION = 2
+    """At `at`; a group's position is set to it."""
     OFFSET = 3
-    """`at` is an offset of the one topic."""
+    """`at` is an offset of the one topic; for plain tails."""
+    RESUME = 4
+    """As POSITION, but for a group `at` counts only where it has no position: after a lost link."""
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):

@@ -149,7 +149,7 @@ def test_a_record_that_fells_its_member_again_and_again_becomes_a_dead_letter() 
         journal.pump()
         journal.group.done(member, [(2, 1)], 0.0)
         journal.group.leave(member, fell=True, now=0.0)
-    assert list(journal.group.exhausted) == [0]
+    assert list(journal.group.exhausted) == [(0, 5)]
     journal.group.join(4, records=10, octets=1000)
     assert journal.pump() == []  # the key waits until the dead letter is written
     journal.group.finish(0, 5, 0.0)
