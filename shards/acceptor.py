@@ -34,7 +34,7 @@ HEARTBEATS = (b"\4PING", b"\4PONG")
 
 # -- ours -------------------------------------------------------------------------------------------------
 FRAME_BYTES_MAX = 65_600
-CHUNK_BYTES = 65_536
+CHUNK_BYTES = 131_072
 
 
 @attrs.frozen(kw_only=True)

@@ -13,6 +13,8 @@ eaten the very command that was to wake it.
 was is known from SRCFD of the peer's first frame; the descriptor is duplicated then, so that `cut` can never
 hit another connection that got the same number.  SRCFD is marked deprecated in libzmq: `bind_ipc` tries it
 out before it returns and refuses to serve without it.
+
+Both sides stand in this one file, longer than most, since nothing of ZeroMQ may be seen outside of it.
 """
 
 from __future__ import annotations
@@ -83,13 +85,14 @@ async def bind_ipc(path: str) -> Frames:
     try:
         with trio.fail_after(SELF_TEST_S):
             await frames.test_cut()
-    except BaseException as exc:
+    except trio.TooSlowError as exc:
         frames.close()
-        if isinstance(exc, trio.TooSlowError):
-            raise ShardsError(
-                "this libzmq does not tell which connection a frame came by",
-                hint=f"install pyzmq with libzmq 4.3 (this is {zmq.zmq_version()})",
-            ) from exc
+        raise ShardsError(
+            "this libzmq does not tell which connection a frame came by",
+            hint=f"install pyzmq with libzmq 4.3 (this is {zmq.zmq_version()})",
+        ) from exc
+    except BaseException:
+        frames.close()
         raise
     return frames
 

@@ -309,3 +309,27 @@ def test_any_frames_are_survived_and_nothing_comes_of_them(
         for frame in frames:
             for event in link.receive_frame(bytes([kind]) + frame, 1.0):
                 assert isinstance(event, NeedSend | Lost)
+
+
+def test_the_bytes_of_the_outer_frames_are_these() -> None:
+    """Golden: whoever changes one of them breaks every client that is out there."""
+    client, server = initiator(), responder()
+    hello, first = (event.frame for event in client.start())
+    assert hello == b"\x00SHRD\x01\x01\x01\x04acme\x00"
+    invited = initiator(INVITE).start()[0].frame
+    assert invited == b"\x00SHRD\x01\x02\x01\x04acme\x08invite-1"
+    assert first[0] == 1 and len(first) == 1 + 32 + 48 + 16
+    server.receive_frame(hello, 1.0)
+    (second,) = server.receive_frame(first, 1.0)
+    assert isinstance(second, NeedSend) and len(second.frame) == 1 + 32 + 16
+    (confirm,) = client.receive_frame(second.frame, 1.0)
+    assert isinstance(confirm, NeedSend)
+    assert confirm.frame[:9] == b"\x02" + bytes(8) and len(confirm.frame) == 9 + 16
+    (answer, _) = server.receive_frame(confirm.frame, 1.0)
+    assert isinstance(answer, NeedSend) and answer.frame[:9] == b"\x02" + bytes(8)
+    client.receive_frame(answer.frame, 1.0)
+    assert client.seal(b"abc", 1.0)[:9] == b"\x02" + (1).to_bytes(8, "big")
+    assert client.seal(b"abc", REKEY_S + 1)[:9] == b"\x04" + (2).to_bytes(8, "big")
+    assert client.reset(Reason.CLOSING) == b"\x03\x06"
+    digest = hashlib.sha256(hello + first + second.frame + confirm.frame + answer.frame).hexdigest()
+    assert digest == "270c663e59af447bed97d74404acb8146549cb9760d7755ac12d76f989b6edd6"
