@@ -48,8 +48,10 @@ class Control:
         broker: Broker,
         supervisor: Supervisor,
         describe: Callable[[], Mapping[str, Any]],
+        connector_grants: Callable[[str, str], frozenset[Grant] | None],
     ) -> None:
-        """`describe` adds what only the daemon knows (connectors, addresses, version) to `status`."""
+        """`describe` adds what only the daemon knows (connectors, addresses, version) to `status`;
+        `connector_grants` is what the configuration gives a connector that runs outside, None: it names none such."""
         self._env = env
         self._client = client
         self._tenant = client.identity.tenant
@@ -57,6 +59,7 @@ class Control:
         self._broker = broker
         self._supervisor = supervisor
         self._describe = describe
+        self._connector_grants = connector_grants
         self._news, self._to_tell = trio.open_memory_channel[dict[str, Any]](EVENTS_WAITING_MAX)
         self._started = env.wall()
 
@@ -219,7 +222,7 @@ class Control:
             if not rows:
                 raise RequestFailed("not_found", f"no dead letter {number}", hint="bridgectl dlq list")
             return {"dead_letter": _plain(attrs.asdict(rows[0]))}
-        acts = {"retry": self._broker.retry_dead, "drop": self._broker.drop_dead}
+        acts = {"retry": self._broker.retry, "drop": self._broker.drop}
         if op not in acts:
             raise RequestFailed("invalid_field", "payload.op is list, show, retry or drop")
         await acts[op](self._tenant, number)
@@ -298,22 +301,6 @@ class Control:
             metadata=metadata,
         )
         await self._client.publish(topic_for("fabric", "event"), [envelope.encode()], key=b"fabric")
-
-
-def connector_grants(service: str, instance: str) -> frozenset[Grant]:
-    """What a connector may do: its own instance's topics, and the three rooms that it asks."""
-    return frozenset(
-        {
-            Grant("publish", service, instance, "*"),
-            Grant("subscribe", service, instance, "*"),
-            Grant("respond", service, instance, "*"),
-            Grant("request", "core", "", "cursor"),
-            Grant("request", "core", "", "status"),
-            Grant("request", "vault", "", "checkout"),
-            Grant("request", "vault", "", "renew"),
-            Grant("request", "vault", "", "release"),
-        }
-    )
 
 
 def _told(principal: Principal) -> dict[str, Any]:

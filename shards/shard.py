@@ -1,8 +1,9 @@
 """One nursery: a broker and its members, each started, watched and started again.
 
-"Try once" is apart from "keep trying": a member's `run` is one honest attempt, this room is the persistence.  A
-`MemberError` is a fault of the outside world, any other `Exception` a bug of that member; both are fenced at a member that has a
-restart policy and both end the shard at one that has none (the facade), as a `StorageFailed` always does.
+"Try once" is apart from "keep trying": a member's `run` is one honest attempt, this room is the persistence.
+A `MemberError` is a fault of the outside world, any other `Exception` a bug of that member; both are fenced at a
+member that has a restart policy, and both end the shard at one that has none (the facade), as a `StorageFailed`
+always does.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Member:
     name: str
     run: Run
     policy: Callable[[MemberError], restart.Policy] | None = None
+    is_awaited: bool = False
+    """The next member starts only when this one serves, or has fallen once."""
 
 
 @attrs.frozen(kw_only=True)
@@ -96,16 +99,22 @@ class Supervisor:
                 if member.policy is None:
                     await nursery.start(member.run, name=member.name)
                     self._set(member.name, "running")
+                elif member.is_awaited:
+                    await nursery.start(self._keep_running, member, name=member.name)
                 else:
                     nursery.start_soon(self._keep_running, member, name=member.name)
             task_status.started()
 
-    async def _keep_running(self, member: Member) -> None:
+    async def _keep_running(
+        self, member: Member, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         assert member.policy is not None
+        settled = _Once(task_status)
         crashes_at: list[float] = []
         while True:
             began = trio.current_time()
-            fault = await self._attempt(member)
+            fault = await self._attempt(member, settled)
+            settled()
             if fault is None:
                 if self._statuses[member.name].state == "restarting":
                     crashes_at.clear()
@@ -139,7 +148,7 @@ class Supervisor:
                     await wake.wait()
             del self._wake[member.name]
 
-    async def _attempt(self, member: Member) -> Exception | None:
+    async def _attempt(self, member: Member, serves: Callable[[], None]) -> Exception | None:
         """Run the member once; return the fault that ended it, None when it ended by itself or was restarted."""
         self._set(member.name, "starting")
         faults: list[Exception] = []
@@ -149,6 +158,7 @@ class Supervisor:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(member.run, name=member.name)
                     self._set(member.name, "running")
+                    serves()
             except* StorageFailed:
                 raise
             except* Exception as group:
@@ -181,6 +191,18 @@ class Supervisor:
         )
         self._statuses[name] = status
         self._report(status, fault)
+
+
+class _Once:
+    """Tells a nursery once that the start is over."""
+
+    def __init__(self, task_status: trio.TaskStatus[None]) -> None:
+        self._task_status: trio.TaskStatus[None] | None = task_status
+
+    def __call__(self) -> None:
+        if self._task_status is not None:
+            self._task_status.started()
+            self._task_status = None
 
 
 def _leaves(group: BaseExceptionGroup[Exception]) -> list[Exception]:
