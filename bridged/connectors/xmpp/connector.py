@@ -265,7 +265,7 @@ class _Session:
         error = element(
             "error",
             CLIENT,
-            element("service-unavailable", STANZAS),
+            element("not-acceptable", STANZAS),  # not one for which a room puts us out
             why,
             attributes={"type": "cancel"},
         )

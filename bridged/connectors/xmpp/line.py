@@ -79,8 +79,10 @@ NO_ARCHIVE = "-"
 class _Held:
     stanza: Element
     seen: Seen
-    archive_id: str | None
     at: float
+    archived_as: str | None = None
+    """The archive's own word.  Of a live message its stanza-id is asked when it is published: what the room's
+    server can, and so whether to trust it, is not known when the first messages come."""
 
 
 @attrs.define(eq=False)
@@ -217,9 +219,7 @@ class Line:
         try:
             if self._position is None and self.chat.has_archive:
                 page = await self._page(before="", limit=1)
-                first = next(
-                    (h.archive_id for h in self._held if isinstance(h, _Held) and h.archive_id), None
-                )
+                first = next((found for held in self._held if (found := self._archive_id(held))), None)
                 if first is not None:  # said since we came in: begin before it
                     page = await self._page(before=first, limit=1)
                 self._position = page.messages[-1].archive_id if page.messages else ARCHIVE_START
@@ -287,8 +287,8 @@ class Line:
         if seen.error is not None:
             self._settle(seen, seen.error)
             return
-        archive_id = self.chat.stanza_id(seen)
         if self.chat.is_own(seen):
+            archive_id = self.chat.stanza_id(seen)
             remote_id = archive_id or seen.origin_id or seen.id or ""
             self._remember_own(seen, remote_id, archive_id is not None)
             self._settle(seen, Delivered(remote_id=remote_id))
@@ -300,7 +300,7 @@ class Line:
             self.chat.account.domain,
         )
         at = min(seen.delayed_at, now) if seen.delayed_at is not None and trusted else now
-        self._hold(_Held(stanza, seen, archive_id, at))
+        self._hold(_Held(stanza, seen, at))
 
     def presence(self, stanza: Element, now: float) -> None:
         """A presence from the room."""
@@ -382,16 +382,22 @@ class Line:
             if self.chat.is_own(seen):
                 self._remember_own(seen, archived.archive_id, True)
             else:
-                await self._publish(_Held(archived.message, seen, archived.archive_id, at), is_live=False)
+                held = _Held(archived.message, seen, at, archived.archive_id)
+                await self._publish(held, is_live=False)
         self._position, self._position_at = archived.archive_id, archived.at
-        for held in [h for h in self._held if isinstance(h, _Held) and h.archive_id == archived.archive_id]:
-            self._held.remove(held)
+        for copy in [held for held in self._held if self._archive_id(held) == archived.archive_id]:
+            self._held.remove(copy)
+
+    def _archive_id(self, held: _Held | Event) -> str | None:
+        if isinstance(held, Event):
+            return None
+        return held.archived_as or self.chat.stanza_id(held.seen)
 
     async def _publish(self, held: _Held | Event, *, is_live: bool = True) -> None:
         if isinstance(held, Event):
             await self._publish_event(held)
             return
-        archive_id = held.archive_id
+        archive_id = self._archive_id(held)
         if archive_id is not None and archive_id in self._published:
             return
         if unknown_reference(self.chat, held.seen) and self.chat.has_archive:
