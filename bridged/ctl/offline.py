@@ -374,7 +374,7 @@ async def audit_checkpoint(s: Session) -> None:
 
 
 def _audit_path(s: Session, tenant: str) -> Path:
-    path: Path = s.config.tenant_dir(tenant) / "audit.db"
+    path: Path = s.config.paths(tenant).audit
     if not path.exists():
         raise CtlError(f"there is no {path}", code="not_found", hint="the shard has never run")
     return path

@@ -108,7 +108,7 @@ async def trace(s: Session) -> None:
 
 
 async def _leaves(s: Session, trace_id: str) -> list[dict[str, Any]]:
-    path = s.config.tenant_dir(s.key.identity.tenant) / "audit.db"
+    path = s.config.paths(s.key.identity.tenant).audit
     if not path.exists():
         return []
     async with open_database(s.env, path, migrations=audit_store.MIGRATIONS, read_only=True) as database:
