@@ -504,8 +504,6 @@ def _open_both(
             if env.vfs is None and not path.exists():
                 raise LogError(f"{path} does not exist", hint="Is this the directory of a shard?")
             reader = _open(env, path, apsw.SQLITE_OPEN_READONLY)
-            if env.vfs is not None:
-                reader.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
             _check_version(reader, path, migrations, exact=True)
             return None, reader
         _make_file(env, path)
@@ -540,6 +538,9 @@ def _make_file(env: Env, path: Path) -> None:
 def _open(env: Env, path: Path, flags: int) -> apsw.Connection:
     db = apsw.Connection(str(path), flags=flags, vfs=env.vfs)
     db.set_busy_timeout(BUSY_MS if env.vfs is None else 0)
+    if env.vfs is not None:
+        # First of all: a Python VFS has no shared memory, so nothing can be read of a WAL file before this.
+        db.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
     for pragma in _PRAGMAS:
         db.execute(f"PRAGMA {pragma}").fetchall()
     return db
@@ -547,8 +548,6 @@ def _open(env: Env, path: Path, flags: int) -> apsw.Connection:
 
 def _prepare(env: Env, db: apsw.Connection, path: Path, migrations: Sequence[str], page_size: int) -> None:
     """Settings, each read back: what durability rests on is asserted, never assumed."""
-    if env.vfs is not None:
-        db.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()  # a Python VFS has no shared memory
     db.execute(f"PRAGMA page_size={page_size}").fetchall()
     _expect(path, "journal_mode", db.pragma("journal_mode", "WAL"), "wal")
     db.execute("PRAGMA synchronous=FULL").fetchall()
