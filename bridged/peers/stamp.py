@@ -38,3 +38,8 @@ def ctime(at: float) -> str:
 def whowas_time(at: float) -> str:
     """`Tue Nov 24 2026 23:49:29`."""
     return datetime.fromtimestamp(at, UTC).strftime("%a %b %d %Y %H:%M:%S")
+
+
+def long_time(at: float) -> str:
+    """`Tuesday November 24 2026 -- 23:50 UTC`."""
+    return datetime.fromtimestamp(at, UTC).strftime("%A %B %d %Y -- %H:%M UTC")

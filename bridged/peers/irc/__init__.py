@@ -218,7 +218,10 @@ async def open_irc_network(
         net.install(registration.HANDLERS, unregistered=registration.UNREGISTERED)
         for table in (channels, modes, messages, queries, operators):
             net.install(table.HANDLERS)
-        if flavour == "inspircd":
+        if flavour == "ngircd":
+            net.uninstall("AUTHENTICATE", "SETNAME", "TAGMSG", "BATCH", "SAMODE")
+            net.install({"ERROR": operators.error})
+        else:
             net.install(queries.INSPIRCD_HANDLERS)
             net.install(operators.INSPIRCD_HANDLERS)
             net.install(history.HANDLERS)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def join(net: Network, user: User, line: Line) -> None:
     dialect = net.dialect
     if line.get(0) == "0" and dialect.name == "ngircd":
-        for channel in list(user.channels.values()):
+        for channel in reversed(list(user.channels.values())):
             _part(net, user, channel, user.shown)
         return
     keys = line.get(1).split(",")
@@ -57,7 +57,7 @@ def enter(net: Network, user: User, channel: Channel, modes: set[str], *, shown:
     for member in [user, *(m for m in channel.members if m is not user)]:
         joined(net, member, user, shown)
     if channel.topic:
-        topic_shown(net, user, channel)
+        topic_shown(net, user, channel, name=shown)
     names(net, user, channel)
     history.replay(net, user, channel)
 
@@ -169,7 +169,9 @@ def _names_lines(net: Network, user: User, channel: Channel) -> None:
 
 def topic(net: Network, user: User, line: Line) -> None:
     dialect = net.dialect
-    channel = visible(user, _of(net, user, line.get(0)))
+    channel = _of(net, user, line.get(0))
+    if dialect.name == "inspircd":
+        channel = visible(user, channel)
     if channel is None:
         net.numeric(user, "403", line.get(0))
         return
@@ -182,7 +184,7 @@ def topic(net: Network, user: User, line: Line) -> None:
             net.numeric(user, "331", channel.name)
         return
     if user not in channel.members:
-        net.numeric(user, "442", channel.name)
+        net.numeric(user, "442outside", channel.name)
         return
     if "t" in channel.flags and not channel.is_at_least(
         user, "h" if "h" in dialect.prefix_modes else "o", dialect
@@ -192,15 +194,24 @@ def topic(net: Network, user: User, line: Line) -> None:
     text = encode(line.params[1])[: dialect.topic_max].decode("utf-8", "surrogateescape")
     if text == channel.topic and dialect.name == "inspircd":
         return
+    is_new = text != channel.topic
     channel.topic, channel.topic_at = text, net.env.wall()
     channel.topic_by = user.mask if dialect.name == "inspircd" else user.shown
+    channel.side_topics.clear()
+    if not is_new:  # seen on ngIRCd: the setter alone is told
+        net.send(user, user, "TOPIC", channel.name, text)
+        return
     net.tell([user, *(m for m in channel.members if m is not user)], user, "TOPIC", channel.name, text)
 
 
-def topic_shown(net: Network, user: User, channel: Channel) -> None:
-    """332 and 333."""
-    net.numeric(user, "332", channel.name, text=channel.topic)
-    net.numeric(user, "333", channel.name, channel.topic_by, text=str(int(channel.topic_at)))
+def topic_shown(net: Network, user: User, channel: Channel, *, name: str | None = None) -> None:
+    """332 and 333; ngIRCd repeats the name as the client wrote it."""
+    name = name or channel.name
+    text, by, at = channel.side_topics.get(
+        user.server.name, (channel.topic, channel.topic_by, channel.topic_at)
+    )
+    net.numeric(user, "332", name, text=text)
+    net.numeric(user, "333", name, by, text=str(int(at)))
 
 
 def refused(net: Network, user: User, channel: Channel, what: str) -> None:
@@ -236,7 +247,7 @@ def invite(net: Network, user: User, line: Line) -> None:
         net.send(guest, user, "INVITE", guest.shown, line.get(1), colon=False)
         return
     if user not in channel.members:
-        net.numeric(user, "442invite", channel.name)
+        net.numeric(user, "442outside", channel.name)
     elif guest in channel.members:
         net.numeric(user, "443", guest.shown, channel.name)
     elif "i" in channel.flags and not channel.is_at_least(user, "o", dialect):
@@ -309,7 +320,7 @@ def list_command(net: Network, user: User, line: Line) -> None:
 def _listed(net: Network, wanted: str, channel: Channel) -> bool:
     if not wanted:
         return True
-    if wanted[0] in "<>" and wanted[1:].isdecimal():
+    if wanted[0] in "<>" and wanted[1:].isdecimal() and net.dialect.name == "inspircd":
         size, bound = len(channel.members), int(wanted[1:])
         return size > bound if wanted[0] == ">" else size < bound
     return any(matches_mask(mask, channel.name, net.dialect.fold) for mask in wanted.split(","))

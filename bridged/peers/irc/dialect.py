@@ -62,6 +62,8 @@ class Dialect:
     texts: Mapping[str, str]
     minimum: Mapping[str, int]
     """Parameters that a command needs at least, else 461."""
+    joined: Mapping[str, int]
+    """Commands whose surplus parameters are joined into the last (InspIRCd)."""
     maximum: Mapping[str, int]
     """Parameters that a command takes at most, else 461 (ngIRCd)."""
     tags: bool
@@ -163,7 +165,7 @@ INSPIRCD = Dialect(
         "433": "Nickname is already in use.",
         "441": "They are not on that channel",
         "442": "You're not on that channel",
-        "442invite": "You're not on that channel!",
+        "442outside": "You're not on that channel!",
         "443": "is already on channel",
         "451": "You have not registered.",
         "461": "Not enough parameters.",
@@ -190,6 +192,7 @@ INSPIRCD = Dialect(
         "908": "are available SASL mechanisms",
     },
     minimum=_MINIMUM,
+    joined={"PRIVMSG": 2, "NOTICE": 2, "TOPIC": 2, "KICK": 3, "PART": 2, "QUIT": 1, "USER": 4, "KILL": 2},
     maximum={},
     tags=True,
     tilde="",
@@ -220,7 +223,7 @@ NGIRCD = Dialect(
         "RFC2812 IRCD=ngIRCd CHARSET=UTF-8 CASEMAPPING=ascii PREFIX=(qaohv)~&@%+ CHANTYPES=#&+ "
         "CHANMODES=beI,k,l,imMnOPQRstVz CHANLIMIT=#&+:100",
         "CHANNELLEN=50 NICKLEN=16 TOPICLEN=490 AWAYLEN=127 KICKLEN=400 MODES=5 MAXLIST=beI:50 EXCEPTS=e INVEX=I "
-        "FNC PENALTY",
+        "PENALTY FNC",
     ),
     texts={
         "221": "",
@@ -257,7 +260,7 @@ NGIRCD = Dialect(
         "433": "Nickname already in use",
         "441": "They aren't on that channel",
         "442": "You are not on that channel",
-        "442invite": "You are not on that channel",
+        "442outside": "You are not on that channel",
         "443": "is already on channel",
         "451": "Connection not registered",
         "461": "Syntax error",
@@ -274,7 +277,8 @@ NGIRCD = Dialect(
         "482kick": "Your privileges are too low",
         "502": "Can't set/get mode for other users",
     },
-    minimum={**_MINIMUM, "PRIVMSG": 0, "NOTICE": 0, "WHO": 0, "PING": 0, "NICK": 0},
+    minimum={**_MINIMUM, "PRIVMSG": 0, "NOTICE": 0, "WHO": 0, "PING": 0, "NICK": 1, "WHOIS": 0},
+    joined={},
     maximum={
         "PRIVMSG": 2,
         "NOTICE": 2,

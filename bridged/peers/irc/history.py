@@ -18,7 +18,7 @@ def replay(net: Network, user: User, channel: Channel) -> None:
         return
     count, _, duration = bound.partition(":")
     oldest = net.env.wall() - _seconds(duration)
-    kept = [m for m in channel.history if m.at >= oldest][-int(count) :]
+    kept = [m for m in channel.history if m.is_replayed and m.at >= oldest][-int(count) :]
     if kept:
         _send(net, user, channel, kept)
 

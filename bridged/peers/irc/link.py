@@ -137,7 +137,7 @@ class Link:
             gained = (now - self._allowance_at) * faults.lines_per_s
             self._allowance = min(float(faults.burst), self._allowance + gained)
             self._allowance_at = now
-            if self._allowance >= 1:
+            if self._allowance > 1 - 1e-9:
                 self._allowance -= 1
                 return
             if self._net.options.excess_flood:
@@ -266,8 +266,8 @@ class Link:
             await trio.sleep(min(1.0, options.registration_s))
         while True:
             asked_at = trio.current_time()
-            if asked_at - self._heard_at < options.ping_s:
-                await trio.sleep_until(self._heard_at + options.ping_s)
+            if asked_at < (due := self._heard_at + options.ping_s):
+                await trio.sleep_until(due)
                 continue
             net.send(user, None, "PING", user.server.name)
             await trio.sleep(options.ping_s)

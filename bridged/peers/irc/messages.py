@@ -148,7 +148,8 @@ def _spread(
     if channel is not None and command != "TAGMSG":
         for text, _ in lines:
             at = net.env.wall()
-            channel.history.append(Message(at, user.mask, user.account, command, text, msgid, tags))
+            kept = "H" in channel.parameters
+            channel.history.append(Message(at, user.mask, user.account, command, text, msgid, tags, kept))
 
 
 def _prepare(

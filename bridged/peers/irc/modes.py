@@ -47,7 +47,9 @@ def mode(net: Network, user: User, line: Line) -> None:
     target = line.get(0)
     world, weak = user.server.world, net.dialect.name == "ngircd"
     if net.dialect.is_channel(target):
-        channel = visible(user, world.channel(target))
+        channel = world.channel(target)
+        if not weak:
+            channel = visible(user, channel)
         if channel is None:
             net.numeric(user, "401" if weak else "403", target)
         elif len(line.params) == 1:
@@ -137,7 +139,7 @@ def _list(
         if weak and user not in channel.members:
             net.numeric(user, "442", channel.name)
             return
-        for mask, (by, at) in entries.items():
+        for mask, (by, at) in reversed(entries.items()) if weak else entries.items():
             net.send(
                 user, user.server.name, item, user.shown, channel.name, mask, by, str(int(at)), colon=not weak
             )
@@ -176,9 +178,7 @@ def _member(
 ) -> None:
     weak = net.dialect.name == "ngircd"
     if not params:
-        if weak:
-            net.numeric(user, "461", "MODE")
-        else:
+        if not weak:
             words = f"You must specify a parameter for the {MODE_NAMES[letter]} mode. Syntax: <nick>."
             net.numeric(user, "696", channel.name, letter, "*", text=words)
         return

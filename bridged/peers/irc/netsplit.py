@@ -67,11 +67,11 @@ def heal(net: Network, here: Server, name: str) -> bool:
     pairs = [(mine.channels.get(key), theirs.channels.get(key)) for key in names]
     merged.users = {**mine.users, **theirs.users}
     timestamps = net.dialect.name == "inspircd"
-    for own, foreign, to, source in ((0, 1, mine, back), (1, 0, theirs, here)):
+    for own, foreign, to, source, home in ((0, 1, mine, back, here), (1, 0, theirs, here, back)):
         for pair in pairs:
             kept, coming = pair[own], pair[foreign]
             if kept is not None and coming is not None:
-                _burst(net, kept, coming, list(to.users.values()), source, timestamps=timestamps)
+                _burst(net, kept, coming, list(to.users.values()), source, home, timestamps=timestamps)
     for key, (a, b) in zip(names, pairs, strict=True):
         merged.channels[key] = _merge(net, a, b, timestamps=timestamps)
     for server in merged.servers:
@@ -98,7 +98,14 @@ def _collisions(net: Network, mine: World, theirs: World) -> None:
 
 
 def _burst(
-    net: Network, kept: Channel, coming: Channel, members: list[User], source: Server, *, timestamps: bool
+    net: Network,
+    kept: Channel,
+    coming: Channel,
+    members: list[User],
+    source: Server,
+    home: Server,
+    *,
+    timestamps: bool,
 ) -> None:
     """Tell one side's members of a channel who and what comes from the other."""
     dialect = net.dialect
@@ -110,9 +117,7 @@ def _burst(
         held = [(mode, m) for m, modes in kept.members.items() for mode in modes]
         text = letters + "".join(mode for mode, _ in held)
         if text:
-            net.tell(
-                told, source.name, "MODE", kept.name, "-" + text, *(m.shown for _, m in held), colon=colon
-            )
+            net.tell(told, home.name, "MODE", kept.name, "-" + text, *(m.shown for _, m in held), colon=colon)
     new_flags = coming.flags - (set() if younger else kept.flags)
     if new_flags and (younger or coming.created_at == kept.created_at):
         net.tell(told, source.name, "MODE", kept.name, "+" + "".join(sorted(new_flags)), colon=colon)
@@ -136,12 +141,17 @@ def _merge(net: Network, a: Channel | None, b: Channel | None, *, timestamps: bo
         return found
     older, younger = (b, a) if timestamps and b.created_at < a.created_at else (a, b)
     keeps = not timestamps or older.created_at == younger.created_at
+    side_members = {id(side): list(side.members) for side in (a, b)}
     for member, modes in younger.members.items():
         older.members[member] = modes if keeps else set()
     if keeps:
         older.flags |= younger.flags
         for mode, entries in younger.lists.items():
             older.lists.setdefault(mode, {}).update(entries)
+    if not timestamps and a.topic != b.topic:
+        for side in (a, b):
+            topic = (side.topic, side.topic_by, side.topic_at)
+            older.side_topics |= {member.server.name: topic for member in side_members[id(side)]}
     if timestamps and younger.topic_at > older.topic_at:
         older.topic, older.topic_by, older.topic_at = younger.topic, younger.topic_by, younger.topic_at
     return older

@@ -120,7 +120,8 @@ class Network:
         self.accounts: dict[str, Account] = {}
         self.services = False
         """Are the services linked?  Adding an account links them."""
-        self.klines: list[tuple[str, str]] = []
+        self.klines: list[tuple[str, str, str]] = []
+        """(mask, reason, who set it)."""
         self.was: deque[tuple[float, User]] = deque(maxlen=1000)
         """Who left, for WHOWAS: newest first."""
         self.users_max = 0
@@ -147,6 +148,12 @@ class Network:
         self._handlers.update(handlers)
         for command in unregistered:
             self._before[command] = handlers[command]
+
+    def uninstall(self, *commands: str) -> None:
+        """Make commands unknown."""
+        for command in commands:
+            self._handlers.pop(command, None)
+            self._before.pop(command, None)
 
     # ---------------------------------------------------------------- lines in
 
@@ -175,15 +182,17 @@ class Network:
             self.numeric(user, "421", "@" + ";".join(f"{k}={v}" if v else k for k, v in line.tags.items()))
             return
         if not user.registered and line.command not in self._before:
-            if dialect.name == "ngircd":
-                self.numeric(user, "451")
-            elif handler is not None:  # InspIRCd says nothing to an unknown command before registration
-                self.numeric(user, "451", line.command)
+            if handler is not None:  # an unknown command gets silence before registration
+                self.numeric(user, "451", *([] if dialect.name == "ngircd" else [line.command]))
             return
         if handler is None:
             self.numeric(user, "421", line.command)
             return
         count = len(line.params)
+        most = dialect.joined.get(line.command, count)
+        if count > most:  # seen: what is too much belongs to the last parameter
+            line = attrs.evolve(line, params=(*line.params[: most - 1], " ".join(line.params[most - 1 :])))
+            count = most
         too_few = count < dialect.minimum.get(line.command, 0)
         if too_few or count > dialect.maximum.get(line.command, count):
             self.numeric(user, "461", line.command)
@@ -364,7 +373,7 @@ class Network:
     def banned(self, user: User) -> str | None:
         """The reason of the K-line that matches the user, or None."""
         who = f"{user.user}@{user.host}"
-        for mask, reason in self.klines:
+        for mask, reason, _ in self.klines:
             if matches_mask(mask.removeprefix("*!"), who, str.lower):
                 return reason
         return None

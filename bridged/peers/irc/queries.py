@@ -5,9 +5,9 @@ from __future__ import annotations
 from bridged.peers.irc.channels import visible
 from bridged.peers.irc.line import Line
 from bridged.peers.irc.network import Network
-from bridged.peers.irc.registration import lusers, message_of_the_day
+from bridged.peers.irc.registration import isupport, lusers, message_of_the_day
 from bridged.peers.irc.state import Channel, User, matches_mask
-from bridged.peers.stamp import whowas_time
+from bridged.peers.stamp import long_time, whowas_time
 
 
 def who(net: Network, user: User, line: Line) -> None:
@@ -26,7 +26,7 @@ def who(net: Network, user: User, line: Line) -> None:
         for other in world.registered():
             shown = other.nick or ""
             if matches_mask(target, shown, net.dialect.fold) or target == "0":
-                found.append((other, next(iter(other.channels.values()), None)))
+                found.append((other, None if weak else next(iter(other.channels.values()), None)))
     for other, channel in found:
         if flags == "o" and not other.is_operator:
             continue
@@ -54,6 +54,9 @@ def who(net: Network, user: User, line: Line) -> None:
 
 
 def whois(net: Network, user: User, line: Line) -> None:
+    if not line.params:
+        net.numeric(user, "431")
+        return
     nick = line.params[-1]
     other = user.server.world.user(nick)
     if other is None:
@@ -68,18 +71,10 @@ def whois(net: Network, user: User, line: Line) -> None:
         c.signs(other, net.dialect, all_of_them=user.has("multi-prefix")) + c.name for c in reversed(shown)
     )
     idle = str(int(net.env.wall() - other.active_at))
-    net.numeric(user, "311", nick, other.user, other.host, "*", text=other.real)
     if weak:
-        net.numeric(user, "312", nick, other.server.name, text="ci")
-        if channels:
-            net.numeric(user, "319", nick, text=channels)
-        if other.is_operator:
-            net.numeric(user, "313", nick, text="is an IRC operator")
-        net.numeric(user, "317", nick, idle, str(int(other.signed_on_at)))
-        if other.away is not None:
-            net.numeric(user, "301", nick, text=other.away)
-        net.numeric(user, "318", nick)
+        _whois_weak(net, user, other, channels, idle)
         return
+    net.numeric(user, "311", nick, other.user, other.host, "*", text=other.real)
     if knows:
         net.numeric(user, "378", nick, text=f"is connecting from {other.user}@{other.host} {other.host}")
     if channels:
@@ -102,9 +97,27 @@ def whois(net: Network, user: User, line: Line) -> None:
     net.numeric(user, "318", nick)
 
 
+def _whois_weak(net: Network, user: User, other: User, channels: str, idle: str) -> None:
+    """ngIRCd's order; the server of the one asked for answers."""
+
+    def say(numeric: str, *words: str) -> None:
+        net.send(user, other.server.name, numeric, user.shown, other.shown, *words)
+
+    say("311", other.user, other.host, "*", other.real)
+    say("312", other.server.name, "ci")
+    if channels:
+        say("319", channels)
+    if other.is_operator:
+        say("313", "is an IRC operator")
+    say("317", idle, str(int(other.signed_on_at)), net.dialect.texts["317"])
+    if other.away is not None:
+        say("301", other.away)
+    say("318", net.dialect.texts["318"])
+
+
 def whowas(net: Network, user: User, line: Line) -> None:
     nick, found = line.get(0), False
-    for at, other in net.was:
+    for at, other in net.was if net.dialect.name == "inspircd" else ():  # seen: ngIRCd forgets at once
         if other.nick is not None and net.dialect.fold(other.nick) == net.dialect.fold(nick):
             found = True
             net.numeric(user, "314", other.nick, other.user, other.host, "*", text=other.real)
@@ -164,17 +177,14 @@ def lusers_command(net: Network, user: User, line: Line) -> None:
 
 
 def version(net: Network, user: User, line: Line) -> None:
-    dialect, server = net.dialect, user.server.name
-    if dialect.name == "inspircd":
-        net.send(user, server, "351", user.shown, f"{dialect.version}.", server, "")
+    server = user.server.name
+    if net.dialect.name == "inspircd":
+        net.send(user, server, "351", user.shown, f"{net.dialect.version}.", server, "")
     else:
-        net.numeric(
-            user,
-            "351",
-            "ngIRCd-26.1.",
-            server,
-            text="IDENT+IPv6+IRCPLUS+PAM+SSL+SYSLOG+ZLIB-x86_64/pc/linux-gnu",
-        )
+        words = "IDENT+IPv6+IRCPLUS+PAM+SSL+SYSLOG+ZLIB-x86_64/pc/linux-gnu"
+        net.numeric(user, "351", "ngIRCd-26.1.", server, text=words)
+        net.numeric(user, "005", f"NETWORK={net.options.name}", text="is my network name")
+    isupport(net, user)
 
 
 def motd(net: Network, user: User, line: Line) -> None:
@@ -182,7 +192,17 @@ def motd(net: Network, user: User, line: Line) -> None:
 
 
 def time(net: Network, user: User, line: Line) -> None:
-    net.numeric(user, "391", user.server.name, text=whowas_time(net.env.wall()))
+    now = net.env.wall()
+    weak = net.dialect.name == "ngircd"
+    net.numeric(user, "391", user.server.name, text=long_time(now) if weak else whowas_time(now))
+
+
+def info(net: Network, user: User, line: Line) -> None:
+    if line.params and net.dialect.name == "ngircd":
+        net.numeric(user, "402", line.get(0))
+    elif not line.params:  # seen: of another server's, silence
+        net.numeric(user, "371", text=net.dialect.version)
+        net.numeric(user, "374", text="End of /INFO list")
 
 
 def links(net: Network, user: User, line: Line) -> None:
@@ -212,17 +232,17 @@ def stats(net: Network, user: User, line: Line) -> None:
         else:
             net.numeric(user, "242", text=f"Server Up {days} days {hours}:{minutes:02}:{seconds:02}")
     elif letter == "k":
-        for mask, reason in net.klines:
+        for mask, reason, by in net.klines:
             if inspircd:
                 at = str(int(net.env.wall()))
-                net.numeric(user, "210", "k", mask, at, "600", "oper", text=reason)
+                net.numeric(user, "210", "k", mask, at, "600", by, text=reason)
             else:
-                net.numeric(user, "216", "k", mask, "0", text=reason)
+                net.numeric(user, "216", "k", mask, str(int(net.env.wall()) + 600), text=reason)
     net.numeric(user, "219", letter, text="End of /STATS report" if inspircd else "End of STATS report")
 
 
 HANDLERS = {
     "WHO": who, "WHOIS": whois, "WHOWAS": whowas, "USERHOST": userhost, "ISON": ison, "LUSERS": lusers_command,
-    "VERSION": version, "MOTD": motd, "TIME": time, "LINKS": links, "ADMIN": admin, "STATS": stats,
+    "VERSION": version, "MOTD": motd, "TIME": time, "LINKS": links, "ADMIN": admin, "STATS": stats, "INFO": info,
 }  # fmt: skip
 INSPIRCD_HANDLERS = {"MONITOR": monitor}

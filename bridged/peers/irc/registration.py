@@ -55,7 +55,7 @@ def cap(net: Network, user: User, line: Line) -> None:
     elif verb == "CLEAR" and weak:
         user.capabilities.clear()
         _cap(net, user, "ACK", "")
-    else:
+    elif not (weak and verb == "ACK"):
         net.numeric(user, "410", line.get(0))
 
 
@@ -112,17 +112,9 @@ def nick(net: Network, user: User, line: Line) -> None:
     """NICK, before and after registration."""
     dialect = net.dialect
     wanted = line.get(0)
-    if not line.params:
-        net.numeric(
-            user,
-            "431" if dialect.name == "ngircd" else "461",
-            *([] if dialect.name == "ngircd" else ["NICK"]),
-        )
-        return
     if not wanted:
-        net.numeric(
-            user, "432" if dialect.name == "ngircd" else "431", *([""] if dialect.name == "ngircd" else [])
-        )
+        weak = dialect.name == "ngircd"
+        net.numeric(user, *(("432" if weak else "431",) if line.params else ("461", "NICK")))
         return
     if len(encode(wanted)) > dialect.nick_max and (dialect.is_nick(wanted) or dialect.name == "ngircd"):
         net.numeric(user, "432long", wanted)
@@ -168,6 +160,12 @@ def user_command(net: Network, user: User, line: Line) -> None:
     name = line.get(0)[: net.dialect.user_max]
     user.user = net.dialect.tilde + name
     user.real = line.get(3)
+    if user.has("chghost"):  # seen: who has these before NICK and USER is told of its own
+        net.send_as(
+            user, f"{user.nick or user.uid}!{user.uid}@{user.host}", None, "CHGHOST", user.user, user.host
+        )
+    if user.has("setname"):
+        net.send(user, user, "SETNAME", user.real)
     complete(net, user)
 
 
@@ -231,14 +229,19 @@ def welcome(net: Network, user: User) -> None:
             colon=False,
         )
         net.numeric(user, "005", f"NETWORK={net.options.name}", text="is my network name")
-    on = "are supported by this server" if inspircd else "are supported on this server"
-    for words in dialect.isupport:
-        net.numeric(user, "005", *words.format(network=net.options.name).split(), text=on)
-    if "draft/chathistory" in net.capabilities:
-        net.numeric(user, "005", "CHATHISTORY=100", "MSGREFTYPES=timestamp,msgid", text=on)
+    isupport(net, user)
     lusers(net, user, count=before if inspircd else before + 1, unknown=unknown)
     message_of_the_day(net, user)
     net.watchers_told(world, user, "730")
+
+
+def isupport(net: Network, user: User) -> None:
+    """005."""
+    on = "are supported by this server" if net.dialect.name == "inspircd" else "are supported on this server"
+    for words in net.dialect.isupport:
+        net.numeric(user, "005", *words.format(network=net.options.name).split(), text=on)
+    if "draft/chathistory" in net.capabilities:
+        net.numeric(user, "005", "CHATHISTORY=100", "MSGREFTYPES=timestamp,msgid", text=on)
 
 
 def lusers(net: Network, user: User, *, count: int | None = None, unknown: int = 0) -> None:
@@ -262,8 +265,7 @@ def lusers(net: Network, user: User, *, count: int | None = None, unknown: int =
         net.numeric(user, "252", str(operators), text="operator(s) online")
     if unknown:
         net.numeric(user, "253", str(unknown), text="unknown connections")
-    if inspircd or channels:
-        net.numeric(user, "254", str(channels), text="channels formed")
+    net.numeric(user, "254", str(channels if inspircd else channels + 1), text="channels formed")
     if inspircd:
         net.numeric(user, "255", text=f"I have {local} clients and {servers - 1} servers")
         most = max(net.users_max, count) if count else 0
@@ -311,7 +313,7 @@ def setname(net: Network, user: User, line: Line) -> None:
 def ping(net: Network, user: User, line: Line) -> None:
     weak = net.dialect.name == "ngircd"
     server = user.server.name
-    if not line.get(0):
+    if not line.get(0) and not (weak and line.params):
         net.numeric(user, "409")
     elif len(line.params) > 1 and weak and line.params[1] not in [s.name for s in user.server.world.servers]:
         net.numeric(user, "402", line.params[1])

@@ -124,6 +124,7 @@ def log_in(net: Network, user: User, account: str, *, sasl: bool = True) -> None
     """Give the user an account and tell those who asked to know."""
     user.sasl = None
     user.account = account
+    user.services_know = not sasl or not user.registered
     net.numeric(user, "900", user.mask, account, account=account)
     _tell(net, user, account)
     if sasl:

@@ -49,7 +49,7 @@ def _identify(net: Network, user: User, words: list[str]) -> None:
 
 
 def _logout(net: Network, user: User, words: list[str]) -> None:
-    if user.account is None:
+    if user.account is None or not user.services_know:
         _say(net, user, "You are not logged in.")
         return
     _say(net, user, "You have been logged out.")

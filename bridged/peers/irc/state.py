@@ -45,6 +45,8 @@ class Message:
     text: str
     msgid: str
     tags: dict[str, str]
+    is_replayed: bool
+    """Was +H set when it was said?"""
 
 
 @attrs.define(eq=False)
@@ -65,6 +67,8 @@ class User:
     capabilities: set[str] = attrs.field(factory=set)
     capability_version: int = 0
     account: str | None = None
+    services_know: bool = False
+    """Seen: Atheme does not learn of a SASL login after registration, and will not log it out."""
     away: str | None = None
     modes: set[str] = attrs.field(factory=set)
     channels: dict[str, Channel] = attrs.field(factory=dict)
@@ -116,6 +120,8 @@ class Channel:
     topic: str = ""
     topic_by: str = ""
     topic_at: float = 0.0
+    side_topics: dict[str, tuple[str, str, float]] = attrs.field(factory=dict)
+    """Seen on ngIRCd: after a netsplit each server keeps the topic it had, until one is set anew."""
     history: deque[Message] = attrs.field(factory=lambda: deque(maxlen=HISTORY_MAX))
     """Oldest first."""
 

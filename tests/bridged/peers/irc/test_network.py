@@ -106,7 +106,7 @@ async def test_stop_and_start_keep_the_port_and_the_channels(env: Env) -> None:
         with pytest.raises((EOFError, trio.BrokenResourceError)):
             await client.until("never")
         await trio.testing.wait_all_tasks_blocked()
-        with pytest.raises(OSError, match="."):
+        with pytest.raises(OSError):
             await trio.open_tcp_stream(*net.address)
         await net.start()
         again = Client(await trio.open_tcp_stream(*net.address))
