@@ -196,8 +196,8 @@ class Client:
         """Send an `<iq/>` and return its result.
 
         Raises:
-            Refused: The answer is an error.
-            Disconnected: The stream was lost, or nothing came in time.
+            Refused: The answer is an error, or somebody who is not our server left it out.
+            Disconnected: The stream was lost, or our own server left it out: then it is lost, too.
         """
         if self._lost.is_set():
             raise self._fall()
@@ -212,7 +212,11 @@ class Client:
         finally:
             del self._asked[identifier]
         if waiting.answer is None:
-            raise self._fall("the server left a question unanswered")
+            if not self._lost.is_set() and waiting.to not in (None, self.account.domain):
+                raise Refused(StanzaError("remote-server-timeout", "wait", f"no answer in {within_s:g} s"))
+            self._lose(Disconnected(f"the server answered nothing for {within_s:g} s"))
+            self._xmpp.abort()
+            raise self._fall()
         error = read_error(waiting.answer)
         if error is not None:
             raise Refused(error)
@@ -446,10 +450,9 @@ class Client:
         for waiting in self._asked.values():
             waiting.event.set()
 
-    def _fall(self, otherwise: str = "the connection was lost") -> ConnectorError:
+    def _fall(self) -> ConnectorError:
         """The error to raise; one of its own each time, since several tasks raise it."""
-        if self._fault is None:
-            return Disconnected(otherwise)
+        assert self._fault is not None
         return type(self._fault)(str(self._fault), hint=self._fault.hint)
 
 

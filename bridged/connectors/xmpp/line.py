@@ -52,7 +52,6 @@ from bridged.connectors.xmpp.stanza import (
     iq,
     write_stamp,
 )
-from bridged.errors import Disconnected
 
 if TYPE_CHECKING:
     from bridged.connectors.desk import Cursor, Desk
@@ -119,6 +118,8 @@ class Line:
         self._published: OrderedDict[str, None] = OrderedDict()
         self._reactions: dict[str, dict[str, tuple[str, ...]]] = {}
         self._pending: dict[str, _Pending] = {}
+        self._doubtful: set[str] = set()
+        """Ids of what was written, and neither confirmed nor refused."""
         self._wake, self._shrunk, self._room_left = trio.Event(), trio.Event(), trio.Event()
         self._entry: tuple[trio.Event, list[Joined | NotJoined]] | None = None
         self._desk: Desk
@@ -516,7 +517,7 @@ class Line:
                 return Failed(code="forbidden", message=self.trouble, native=self.trouble)
             return Retry(RETRY_S[0], self.trouble or f"{self.chat.jid}: not in the room yet")
         identifier = stanza_id_of(intent)
-        if intent.was_written:
+        if intent.was_written or identifier in self._doubtful:
             found = await self._look_up(identifier)
             if found is not None:
                 return found
@@ -530,18 +531,19 @@ class Line:
         self._pending[identifier] = pending = _Pending()
         try:
             self._client.send(stanza)
+            if not self.chat.is_room:
+                # Our server has taken it when it answers what came behind it; a refusal comes before.
+                await self._client.ping()
+                pending.settle(pending.result or Delivered(remote_id=identifier))
             with trio.move_on_after(self._settings.confirm_s):
-                if not self.chat.is_room:
-                    # Its server has taken it when it answers what came behind it; a refusal comes before.
-                    await self._client.ping()
-                    pending.settle(pending.result or Delivered(remote_id=identifier))
                 await pending.done.wait()
         finally:
             del self._pending[identifier]
         if pending.result is None:
-            raise Disconnected(
-                f"{self.chat.jid} neither confirmed nor refused a message in {self._settings.confirm_s:g} s"
-            )
+            # The room's own server may be away; ours is watched elsewhere, and the other chats go on.
+            self._doubtful.add(identifier)
+            return Retry(RETRY_S[-2], f"{self.chat.jid} confirmed nothing for {self._settings.confirm_s:g} s")
+        self._doubtful.discard(identifier)
         if isinstance(pending.result, Delivered):
             if not self.chat.is_room and intent.action == "outbound_message":
                 self.chat.remember(Known(identifier, identifier, str(self.chat.account.bare), False))
@@ -558,7 +560,8 @@ class Line:
         try:
             found, is_sure = await self._search(lambda _, seen: identifier in (seen.id, seen.origin_id))
         except Refused as exc:
-            return Unknown(f"the archive of {self.chat.jid} refuses: {exc.error}")
+            again = refused(exc.error)
+            return again if isinstance(again, Retry) else Unknown(f"{self.chat.jid}: {exc.error}")
         if found is not None:
             return Delivered(remote_id=found.archive_id if self.chat.is_room else identifier)
         return None if is_sure else Unknown(f"not among the last messages of {self.chat.jid}")

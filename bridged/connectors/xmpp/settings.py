@@ -88,7 +88,7 @@ class Settings:
     ping_s: float = attrs.field(default=30.0, validator=[attrs.validators.ge(1), attrs.validators.le(600)])
     """Ask for a sign of life after so long a silence; none in as long again ends the connection."""
     confirm_s: float = attrs.field(default=20.0, validator=[attrs.validators.ge(1), attrs.validators.le(600)])
-    """A message neither confirmed nor refused for so long ends the connection; the next looks it up."""
+    """What a room neither confirms nor refuses for so long is looked up before it is written again."""
 
     @property
     def address(self) -> tuple[str, int] | None:
