@@ -253,7 +253,10 @@ class _Router(_ZmqFrames):
         self._peers: dict[bytes, _Peer] = {}
         self._peer_of: dict[int, bytes] = {}
         self._accepted: set[int] = set()
-        self._ending: dict[bytes, None] = {}
+        self._orphans: set[int] = set()
+        """Numbers of connections that ended before a frame of theirs was seen, since the queue was last empty."""
+        self._ending: dict[bytes, bool] = {}
+        """Peers that have ended but may have frames in the queue -> are these to be delivered?"""
         self._lost: list[bytes] = []
         self._early: list[tuple[bytes, bytes]] = []
         try:
@@ -270,6 +273,8 @@ class _Router(_ZmqFrames):
 
     def cut(self, peer: bytes) -> None:
         entry = self._peers.get(peer)
+        if peer in self._ending:
+            self._ending[peer] = False
         if entry is not None:
             entry.is_cut = True  # what it sent before is not delivered any more
             with contextlib.suppress(OSError):
@@ -316,18 +321,22 @@ class _Router(_ZmqFrames):
                 peer = receive(zmq.DONTWAIT)
             except zmq.Again:
                 # A peer's last frames come before the news of its end.
+                self._orphans.clear()
                 if self._ending:
                     self._lost += self._ending
                     self._ending = {}
                     self._has_news = True
                 break
-            entry = self._peers.get(peer)
-            frame = receive(zmq.DONTWAIT) if entry is not None else self._receive_first(peer)
-            if self._socket.getsockopt(zmq.RCVMORE):
-                while self._socket.getsockopt(zmq.RCVMORE):
+            if peer in self._peers or peer in self._ending:
+                frame = receive(zmq.DONTWAIT)
+            else:
+                frame = self._receive_first(peer)
+            if _option(self._socket, zmq.RCVMORE):
+                while _option(self._socket, zmq.RCVMORE):
                     receive(zmq.DONTWAIT)
                 self.cut(peer)  # one frame is one message here; ZeroMQ sets no bound on parts
-            elif entry is None or not entry.is_cut:
+            entry = self._peers.get(peer)
+            if not entry.is_cut if entry is not None else self._ending[peer]:
                 taken.append((peer, frame))
         return taken
 
@@ -335,14 +344,25 @@ class _Router(_ZmqFrames):
         """Take the frame of a peer that we do not know yet, and find out by which connection it came."""
         message = self._socket.recv(zmq.DONTWAIT, copy=False)
         frame = message.bytes
-        fd = int(message.get(zmq.SRCFD))
+        try:
+            fd = int(message.get(zmq.SRCFD))
+        except (zmq.ZMQError, ValueError):
+            fd = -1
         del message  # a message that is kept would keep the connection's buffer, and so the connection
         self._follow_connections()
-        if fd in self._peer_of:  # that connection has ended, or its number were not free
-            self._end(self._peer_of[fd])
-        handle = self._duplicate(fd) if fd in self._accepted else None
-        if handle is None:  # it has ended already
-            self._ending[peer] = None
+        if fd not in self._accepted or fd in self._peer_of:
+            # It has ended; in the second case its number is another's by now, whose end we would know of.
+            self._ending[peer] = True
+            return frame
+        handle = self._duplicate(fd)
+        if handle is not None and fd in self._orphans:
+            # Of two connections that had this number one lives, and nothing tells which: it must come again.
+            with contextlib.suppress(OSError):
+                handle.shutdown(stdlib_socket.SHUT_RDWR)
+            handle.close()
+            handle = None
+        if handle is None:
+            self._ending[peer] = False
         else:
             self._peers[peer] = _Peer(fd, handle)
             self._peer_of[fd] = peer
@@ -373,12 +393,14 @@ class _Router(_ZmqFrames):
                 self._accepted.discard(fd)
                 if fd in self._peer_of:
                     self._end(self._peer_of[fd])
+                else:
+                    self._orphans.add(fd)
 
     def _end(self, peer: bytes) -> None:
         entry = self._peers.pop(peer)
         del self._peer_of[entry.fd]
         entry.handle.close()
-        self._ending[peer] = None
+        self._ending[peer] = not entry.is_cut
 
 
 class _Dealer(_ZmqFrames):
