@@ -437,7 +437,10 @@ class Client:
         self._lose(Disconnected(f"the server ended the stream: {condition}", hint=hint))
 
     def _disconnected(self, reason: object) -> None:
-        self._lose(_unreachable(reason) if isinstance(reason, OSError) else Disconnected(_plain(reason)))
+        if isinstance(reason, OSError) and not self._ready.is_set():
+            self._lose(_unreachable(reason))
+        else:
+            self._lose(Disconnected(_plain(reason)))
 
     def _lose(self, fault: ConnectorError) -> None:
         """The stream is lost; the first reason counts."""
@@ -552,12 +555,13 @@ def _unreachable(reason: object) -> Disconnected:
         )
     if isinstance(reason, ssl.SSLError):
         return Disconnected(f"no TLS with the server: {reason.reason}", hint="is it the right port?")
-    return Disconnected(_plain(reason), hint="is `server` right, and does it run?")
+    what = reason.strerror if isinstance(reason, OSError) and reason.strerror else str(reason)
+    return Disconnected(f"the server cannot be reached: {what}", hint="is `server` right, and does it run?")
 
 
 def _plain(reason: object) -> str:
     if isinstance(reason, OSError):
-        return f"the server cannot be reached: {reason.strerror or type(reason).__name__}"
+        return f"the connection was lost: {reason.strerror or type(reason).__name__}"
     if isinstance(reason, str) and reason:
         return f"the connection was lost: {reason}"
     return "the connection was lost"

@@ -43,8 +43,22 @@ SETTLE_S = 10.0
 LINES_MAX = 500
 
 
+def make_connector(settings: Settings, channels: Sequence[str]) -> XmppConnector:
+    """The connector of one `[[connector]]` table."""
+    return XmppConnector(settings, channels)
+
+
 class XmppConnector:
-    """One account on one XMPP server."""
+    """One account on one XMPP server.
+
+    It outlives its sessions: the next `run` of the same object resumes the last one's where the server lets it.
+
+    Args:
+        channels: The `msgr://channels/…` of this account's chats: what conversations name.
+
+    Raises:
+        ConfigError: One of them is no chat on XMPP.
+    """
 
     service = "xmpp"
     capabilities = Capabilities(
@@ -77,20 +91,22 @@ class XmppConnector:
     )
 
     def __init__(self, settings: Settings, channels: Sequence[str] = ()) -> None:
-        """
-        Args:
-            channels: The `msgr://channels/…` of this account's chats: what conversations name.
-
-        Raises:
-            ConfigError: One of them is no chat on XMPP.
-        """
         self.instance = settings.instance
         self.passed: Counter[str] = Counter()
         """What came and was not published, by reason."""
         self._settings = settings
-        self._wanted = [(channel, _chat_jid(channel)) for channel in channels]
+        self._wanted = {_chat_jid(channel): channel for channel in channels}
         self._lines: dict[Jid, Line] = {}
         self._resumption: Resumption | None = None
+        self._session: _Session | None = None
+
+    def set_channels(self, channels: Sequence[str]) -> None:
+        """Be in these chats from now on; at once, when connected.  Raises ConfigError as the constructor."""
+        wanted = {_chat_jid(channel): channel for channel in channels}
+        self._wanted.clear()
+        self._wanted.update(wanted)
+        if self._session is not None:
+            self._session.follow()
 
     async def run(self, desk: Desk, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """One session: until cancelled, or a `ConnectorError`.  `started()` when the chats are up."""
@@ -106,9 +122,11 @@ class XmppConnector:
         tls = tls_context(self._settings)
         resumption, self._resumption = self._resumption, None
         async with open_client(self._settings, password, tls, resumption=resumption) as client:
+            self._session = _Session(self, desk, client, cursors)
             try:
-                await _Session(self, desk, client, cursors).run(task_status)
+                await self._session.run(task_status)
             finally:
+                self._session = None
                 self._resumption = client.resumption()
 
 
@@ -125,6 +143,7 @@ class _Session:
         self._cursors = cursors
         self._domains: dict[str, Kind] = {}
         self._waiting: dict[Jid, trio.Event] = {}
+        self._scopes: dict[Jid, trio.CancelScope] = {}
         self._nursery: trio.Nursery
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
@@ -137,11 +156,10 @@ class _Session:
             if not self._client.is_resumed:
                 self._client.send(presence(None))
                 await self._enable_carbons()
-            for channel, jid in self._wanted:
-                nursery.start_soon(self._keep, channel, jid)
+            self.follow()
             await nursery.start(self._deliver)
             with trio.move_on_after(SETTLE_S):
-                for _, jid in self._wanted:
+                for jid in list(self._wanted):
                     await self._line_of(jid)
             await self._say_running()
             task_status.started()
@@ -158,8 +176,23 @@ class _Session:
 
     # -- chats --------------------------------------------------------------------------------------------
 
-    async def _keep(self, channel: str, jid: Jid) -> None:
-        """One chat, for the life of the session."""
+    def follow(self) -> None:
+        """Begin the chats that are wanted and not kept yet; leave the others."""
+        for jid in self._scopes.keys() - self._wanted.keys():
+            self._scopes.pop(jid).cancel()
+            line = self._lines.pop(jid, None)
+            if line is not None and line.chat.is_room and line.chat.is_joined:
+                self._client.send(presence(str(jid.with_resource(line.chat.nick)), kind="unavailable"))
+        for jid in self._wanted.keys() - self._scopes.keys():
+            self._scopes[jid] = trio.CancelScope()
+            self._nursery.start_soon(self._keep, self._wanted[jid], jid, self._scopes[jid])
+
+    async def _keep(self, channel: str, jid: Jid, scope: trio.CancelScope) -> None:
+        with scope:
+            await self._keep_up(channel, jid)
+
+    async def _keep_up(self, channel: str, jid: Jid) -> None:
+        """One chat, for the life of the session or until it is not wanted any more."""
         line = self._lines.get(jid)
         failures = 0
         while line is None:
@@ -290,12 +323,11 @@ class _Session:
             jid = _chat_jid(intent.channel)
         except ConfigError as exc:
             return Failed(code="invalid_field", message=str(exc))
-        if jid not in self._lines and all(jid != wanted for _, wanted in self._wanted):
+        if jid not in self._wanted:
             if len(self._wanted) >= LINES_MAX:
                 return Failed(code="rate_limited", message=f"one account serves at most {LINES_MAX} chats")
-            # A conversation made at run time.
-            self._wanted.append((intent.channel, jid))
-            self._nursery.start_soon(self._keep, intent.channel, jid)
+            self._wanted[jid] = intent.channel  # a conversation made at run time
+            self.follow()
         line: Line | None = None
         with trio.move_on_after(SETTLE_S):
             line = await self._line_of(jid)
