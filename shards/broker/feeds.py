@@ -147,13 +147,14 @@ class TailFeed(Feed):
 
     def _give(self, run: Run) -> bool:
         """Hand on what credit and `stop` allow of the run; False when something of it is left for later."""
-        each = len(run.body) // run.n
+        sizes = wire.batch_sizes(run.body)
         for position in range(max(run.position, self._position), min(run.end, self._stop)):
             if self._records <= 0 or self._octets <= 0:
                 return False
-            self.outlet.add(run, position - run.position)
+            index = position - run.position
+            self.outlet.add(run, index)
             self._records -= 1
-            self._octets -= each
+            self._octets -= sizes[index]
             self._position = position + 1
         return True
 

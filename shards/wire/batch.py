@@ -66,6 +66,11 @@ def batch_keys(body: bytes) -> tuple[int, ...]:
     return _batch_heads(body)[1::2]
 
 
+def batch_sizes(body: bytes) -> tuple[int, ...]:
+    """The payloads' lengths.  Raises RemoteProtocolError where they do not add up."""
+    return _batch_heads(body)[0::2]
+
+
 def decode_batch(body: bytes) -> Batch:
     """The batch taken apart.  Raises RemoteProtocolError where the lengths do not add up."""
     heads = _batch_heads(body)
