@@ -219,7 +219,7 @@ class Answers:
                 service = checked_channel(ref, self._core.tenant).service
             except DirectoryError as exc:
                 raise RequestFailed(exc.code, str(exc)) from exc
-            links.append(Link(ref=ref, instance=self._carrier(ref, service, via)))
+            links.append(Link(ref=ref, service=service, instance=self._carrier(ref, service, via)))
         return tuple(links)
 
     def _carrier(self, ref: str, service: str, via: object) -> str:
@@ -360,7 +360,7 @@ class Answers:
             return None
         shown = _delivery(directory, standing) | {"trace_id": trace_id, "attempt": standing.attempt}
         if standing.message is not None:
-            shown["remote_id"] = self._core.messages.name_of(tx, channel.row, standing.message)
+            shown["remote_id"] = self._core.names.own(tx, channel.row, standing.message)
         return shown
 
 

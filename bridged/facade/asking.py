@@ -86,6 +86,18 @@ class Asking:
         if not is_there or (client is not None and not client.may_enter(conversation)):
             raise RequestFailed("not_found", f"there is no conversation {conversation!r} for this client")
 
+    async def message(self, request: Request, client: Client) -> tuple[str, str]:
+        """(id, conversation) of the message that the request names.
+
+        Raises:
+            RequestFailed: `not_found`; none, or of a conversation that the client was not added to.
+        """
+        message_id = request.text("message_id")
+        conversation = await self._core.read(lambda tx: self._core.messages.conversation_of(tx, message_id))
+        if conversation is None or not client.may_enter(conversation):
+            raise no_message()
+        return message_id, conversation
+
     def _as_identity(self, identity: str) -> Client:
         for client in self._core.directory.clients.values():
             if client.identity == identity:
@@ -96,3 +108,8 @@ class Asking:
             raise RequestFailed(exc.code, str(exc)) from exc
         # Nobody was added under it, so it is admitted nowhere; a rule may still let it speak.
         return Client(name="", identity=identity, display=ref.pointer[-1], conversations=frozenset())
+
+
+def no_message() -> RequestFailed:
+    """The one answer for a message that is not there and for one of others."""
+    return RequestFailed("not_found", "there is no such message")

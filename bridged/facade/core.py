@@ -19,6 +19,7 @@ from bridged.facade.directory import Channel, Directory, load_directory, read_re
 from bridged.facade.events import EVENT_TOPIC, status_event
 from bridged.facade.intents import Decided, Speaker
 from bridged.facade.messages import Message, MessageStore, Said
+from bridged.facade.names import RemoteNames
 from bridged.facade.verdicts import Verdict
 from bridged.schema import DeliveryState
 from shards.database import Connection, Database
@@ -47,6 +48,7 @@ class Core:
         self.outbox = outbox
         self.directory = directory
         self.messages = MessageStore(tenant)
+        self.names = RemoteNames(tenant)
         self.deliveries = Deliveries(tenant)
         self.trail = Trail(tenant)
         self.published = trio.Event()
@@ -108,6 +110,7 @@ class Turn:
         self.tenant = core.tenant
         self.directory = directory
         self.messages = core.messages
+        self.names = core.names
         self.deliveries = core.deliveries
         self.trail = core.trail
         self.now_s = core.env.wall()

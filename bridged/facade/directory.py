@@ -33,8 +33,9 @@ class Link:
     """A channel as an operator names it."""
 
     ref: str
+    service: str
     instance: str
-    """The connector that carries it."""
+    """With the service: the connector that carries it."""
 
 
 @attrs.frozen(kw_only=True, slots=True)
@@ -309,6 +310,7 @@ def _put(tx: Connection, tenant: str, conversation: Conversation, *, origin: str
     )
     for link in conversation.links:
         service, network, chat = place_of(checked_channel(link.ref, tenant))
+        assert service == link.service
         tx.execute(
             "INSERT INTO channel (tenant, service, network, chat, instance, ref, conversation)"
             " VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (tenant, service, network, chat)"

@@ -22,20 +22,22 @@ from bridged.facade.arrivals import (
     Arrival,
     apply_edit,
     apply_gap,
-    apply_membership,
     apply_message,
     apply_reaction,
     apply_redaction,
-    apply_state,
-    apply_status,
-    apply_throttle,
-    tell_dead_letter,
 )
 from bridged.facade.core import Core, DirectoryMoved, Turn
 from bridged.facade.directory import Channel, Directory
 from bridged.facade.events import BRIDGE, BRIDGE_NAME
 from bridged.facade.intents import Speaker
 from bridged.facade.progress import Progress
+from bridged.facade.reports import (
+    apply_membership,
+    apply_state,
+    apply_status,
+    apply_throttle,
+    tell_dead_letter,
+)
 from bridged.facade.verdicts import Judge, Question, judge_rooms
 from bridged.facade.warrants import Warrant, Warrants
 from bridged.schema import (

@@ -25,6 +25,7 @@ from bridged.facade.settling import AskPosition, Settling
 from bridged.facade.tables import MIGRATIONS
 from bridged.facade.verdicts import Judge
 from bridged.facade.warrants import AskPrincipal, Warrant, Warrants, read_warrant
+from bridged.facade.wishes import Wishes
 from bridged.requests import ask, serve
 from shards.client import Client
 from shards.database import Connection, open_database
@@ -106,10 +107,10 @@ async def run_facade(
         warrants = Warrants(ask_principal or _principals_of(env, client))
         settling = Settling(core, ask_position or _position_of(env, client))
         asking = Asking(core, warrants, settings.gateways)
-        outbound = Outbound(core, client, asking, judge)
+        outbound = Outbound(core, asking, Wishes(core, judge))
         inbound = Inbound(core, client, warrants=warrants, judge=judge, connectors=settings.connectors)
         answers = Answers(core, asking, settling, settings.connectors)
-        passing = Passing(core, client, inbound, outbound, settings.connectors)
+        passing = Passing(core, client, asking, inbound, judge, settings.connectors)
         publishing = Publishing(
             core, client, last_before=last_row[0] if last_row is not None and last_row[0] else 0
         )
@@ -121,7 +122,8 @@ async def run_facade(
                 await nursery.start(inbound.run)
                 await nursery.start(passing.run)
             await nursery.start(settling.keep_copy)
-            await nursery.start(_serve, client, {**outbound.handlers(), **answers.handlers()})
+            handlers = {**outbound.handlers(), **passing.handlers(), **answers.handlers()}
+            await nursery.start(_serve, client, handlers)
             task_status.started(core)
             await trio.sleep_forever()
     raise AssertionError("unreachable")

@@ -1,8 +1,7 @@
-"""The message store: messages, edits, reactions, redactions, and what each platform calls them.
+"""The message store: messages, their edits, reactions and redactions, and a page of history.
 
 Every function works inside a transaction of the caller's.  Nothing is ever found by a bare id: a message is looked
-up in a conversation of the tenant, a platform's id in one channel *and* that channel's conversation, so that a
-reply, an edit or a reaction that names something of another room finds nothing (GHSA-c7hh-3v6c-fj4q).
+up in a conversation of the tenant, so that what names a message of another room finds nothing.
 """
 
 from __future__ import annotations
@@ -21,20 +20,16 @@ OFFSET_END = 2**62
 """Beyond every offset."""
 
 # Statements are constants: a value from outside is always a bound parameter.
-_COLUMNS = (
+COLUMNS = (
     "m.id, m.conversation, m.offset, m.message_id, m.trace_id, m.channel, m.sender, m.sender_name,"
     " m.kind, m.text, m.html, m.reply_to, m.at_ms, m.edits, m.redacted"
 )
-_BY_ID = f"SELECT {_COLUMNS} FROM message m WHERE m.tenant = ? AND m.message_id = ? AND m.conversation = ?"
-_BY_ROW = f"SELECT {_COLUMNS} FROM message m WHERE m.id = ? AND m.tenant = ? AND m.conversation = ?"
-_BY_REMOTE = (
-    f"SELECT {_COLUMNS}, r.scope FROM remote r JOIN message m ON m.id = r.message"
-    " WHERE r.channel = ? AND r.remote_id = ? AND m.tenant = ? AND m.conversation = ?"
-)
+_BY_ID = f"SELECT {COLUMNS} FROM message m WHERE m.tenant = ? AND m.message_id = ? AND m.conversation = ?"
+_BY_ROW = f"SELECT {COLUMNS} FROM message m WHERE m.id = ? AND m.tenant = ? AND m.conversation = ?"
 _MATCHING = " AND m.id IN (SELECT rowid FROM message_text WHERE message_text MATCH ?)"
 _PAGE = {
     (bound, is_search): (
-        f"SELECT {_COLUMNS} FROM message m WHERE m.tenant = ? AND m.conversation = ?"
+        f"SELECT {COLUMNS} FROM message m WHERE m.tenant = ? AND m.conversation = ?"
         f" AND m.offset {bound} ?{_MATCHING if is_search else ''}"
         f" ORDER BY m.offset {order}, m.id {order} LIMIT ?"
     )
@@ -239,91 +234,6 @@ class MessageStore:
                 "INSERT INTO message_text (message_text, rowid, text) VALUES ('delete', ?, ?)",
                 (message.id, message.text),
             )
-
-    # -- what platforms call it -------------------------------------------------------------------------------
-
-    def name_remote(
-        self, tx: Connection, channel: int, message: int, remote_id: str, *, scope: str = "", part: int = 0
-    ) -> bool:
-        """Remember a platform's id of a message; False where the id is taken already."""
-        tx.execute(
-            "INSERT OR IGNORE INTO remote (channel, remote_id, scope, message, part) VALUES (?, ?, ?, ?, ?)",
-            (channel, remote_id, scope, message, part),
-        )
-        return tx.changes() > 0
-
-    def is_held(self, tx: Connection, channel: int, remote_id: str, *scopes: str) -> bool:
-        """Does any message hold that id in that channel, in one of the scopes?  Then it is known already."""
-        return any(
-            tx.one(
-                "SELECT 1 FROM remote WHERE channel = ? AND remote_id = ? AND scope = ?",
-                (channel, remote_id, scope),
-            )
-            for scope in dict.fromkeys(scopes)
-        )
-
-    def has_name(self, tx: Connection, channel: int, message: int) -> bool:
-        """Has the message any name in that channel?"""
-        return bool(
-            tx.one("SELECT 1 FROM remote WHERE message = ? AND channel = ? LIMIT 1", (message, channel))
-        )
-
-    def by_remote(
-        self, tx: Connection, conversation: str, channel: int, remote_id: str, *, speaker: str | None = None
-    ) -> Message | None:
-        """The message of *this conversation* that the platform calls so in that channel, else None.
-
-        An id of the server's is found first, then one that `speaker` chose; without a speaker one that anybody
-        chose, but only where it is nobody else's too.
-        """
-        rows = tx.execute(_BY_REMOTE, (channel, remote_id, self.tenant, conversation))
-        of_server = [row for row in rows if row[-1] == ""]
-        if of_server:
-            return Message(*of_server[0][:-1])
-        if speaker is not None:
-            rows = [row for row in rows if row[-1] == speaker]
-        return Message(*rows[0][:-1]) if len(rows) == 1 else None
-
-    def remote_of(self, tx: Connection, conversation: str, channel: int, message: int) -> str | None:
-        """What to call the message in that channel, or None where it has no name there (yet)."""
-        row = tx.one(
-            "SELECT r.remote_id FROM remote r JOIN message m ON m.id = r.message"
-            " WHERE r.message = ? AND r.channel = ? AND m.tenant = ? AND m.conversation = ?"
-            " ORDER BY r.part LIMIT 1",
-            (message, channel, self.tenant, conversation),
-        )
-        return None if row is None else row[0]
-
-    def name_of(self, tx: Connection, channel: int, message: int) -> str | None:
-        """What that channel's own platform calls the message; for its connector."""
-        row = tx.one(
-            "SELECT remote_id FROM remote WHERE message = ? AND channel = ? ORDER BY part LIMIT 1",
-            (message, channel),
-        )
-        return None if row is None else row[0]
-
-    def first_sight(
-        self, tx: Connection, channel: int, kind: str, remote_id: str, version: str, scope: str
-    ) -> bool:
-        """Note an edit, reaction or redaction; False where it has been received before."""
-        tx.execute(
-            "INSERT OR IGNORE INTO seen (channel, kind, remote_id, version, scope) VALUES (?, ?, ?, ?, ?)",
-            (channel, kind, remote_id, version, scope),
-        )
-        return tx.changes() > 0
-
-    def bury(self, tx: Connection, channel: int, remote_id: str, sender: str) -> None:
-        """Note the redaction of a message that has not been received."""
-        tx.execute("INSERT OR IGNORE INTO tombstone VALUES (?, ?, ?)", (channel, remote_id, sender))
-
-    def is_buried(self, tx: Connection, channel: int, remote_id: str, sender: str) -> bool:
-        """Was it redacted, by its sender or by the platform, before it was received?"""
-        return bool(
-            tx.one(
-                "SELECT 1 FROM tombstone WHERE channel = ? AND remote_id = ? AND sender IN ('', ?)",
-                (channel, remote_id, sender),
-            )
-        )
 
     # -- reading ----------------------------------------------------------------------------------------------
 

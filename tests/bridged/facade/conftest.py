@@ -25,10 +25,12 @@ from bridged.facade.directory import load_directory, seed_clients, sync_file
 from bridged.facade.events import EVENT_TOPIC
 from bridged.facade.inbound import Inbound, Refused
 from bridged.facade.outbound import Outbound
+from bridged.facade.passing import Passing
 from bridged.facade.publishing import Publishing
 from bridged.facade.settling import Settling
 from bridged.facade.verdicts import Question, Verdict
 from bridged.facade.warrants import Warrant, Warrants
+from bridged.facade.wishes import Wishes
 from bridged.requests import Question as Request
 from shards.database import open_database
 from shards.grant import role_grants
@@ -121,9 +123,14 @@ class House:
             judge=judge,
             connectors=connectors,  # type: ignore[arg-type]
         )
-        self.outbound = Outbound(core, fabric, asking, judge)  # type: ignore[arg-type]
+        self.outbound = Outbound(core, asking, Wishes(core, judge))  # type: ignore[arg-type]
+        self.passing = Passing(core, fabric, asking, self.inbound, judge, connectors)  # type: ignore[arg-type]
         self.answers = Answers(core, asking, settling, connectors)
-        self.handlers = {**self.outbound.handlers(), **self.answers.handlers()}
+        self.handlers = {
+            **self.outbound.handlers(),
+            **self.passing.handlers(),
+            **self.answers.handlers(),
+        }
 
     async def _ask(self, name: str) -> Warrant | None:
         service, _, instance = name.partition("/")
@@ -291,11 +298,15 @@ def person(service: str, who: str) -> dict[str, str]:
     }
 
 
-CONVERSATIONS = (
-    Conversation(name="ops", links=(Link(ref=IRC, instance="main"), Link(ref=XMPP, instance="main"))),
+CONVERSATIONS = tuple(
     Conversation(
-        name="board", links=(Link(ref=OTHER_IRC, instance="main"), Link(ref=OTHER_XMPP, instance="main"))
-    ),
+        name=name,
+        links=(
+            Link(ref=irc, service="irc", instance="main"),
+            Link(ref=xmpp, service="xmpp", instance="main"),
+        ),
+    )
+    for name, irc, xmpp in (("ops", IRC, XMPP), ("board", OTHER_IRC, OTHER_XMPP))
 )
 CLIENTS = (
     ClientSeed(name="ola", identity=OLA, conversations=("ops",)),
