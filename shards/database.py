@@ -130,6 +130,7 @@ class Database:
         self._inline: deque[_Item] = deque()
         self._inline_wake = trio.Event()
         self._failed = trio.Event()
+        self._when_failed: list[Callable[[], None]] = []
         self._dead: StorageFailed | None = None
         self._closed = False
         self._waiting = 0
@@ -193,6 +194,10 @@ class Database:
         await self._failed.wait()
         assert self._dead is not None
         raise _again(self._dead)
+
+    def when_failed(self, call: Callable[[], None]) -> None:
+        """Have `call` run once, on the Trio thread, when the storage fails."""
+        self._when_failed.append(call)
 
     @property
     def failed(self) -> StorageFailed | None:
@@ -399,7 +404,13 @@ class Database:
         )
         self._dead.__cause__ = exc
         with suppress(trio.RunFinishedError):
-            self._token.run_sync_soon(self._failed.set)
+            self._token.run_sync_soon(self._tell_failed)
+
+    def _tell_failed(self) -> None:
+        self._failed.set()
+        calls, self._when_failed = self._when_failed, []
+        for call in calls:
+            call()
 
     def _tell(self, group: list[_Item]) -> None:
         self._waiting -= len(group)

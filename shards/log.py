@@ -134,6 +134,7 @@ class Log:
         self._since_items = 0
         self._since_octets = 0
         self._moved = trio.Event()
+        database.when_failed(self._wake)
         self._topics: dict[tuple[str, str], TopicRow] = {}
         self._topic_names: dict[int, tuple[str, str]] = {}
         self._publisher_names: dict[int, str] = {}
@@ -293,8 +294,11 @@ class Log:
         if group.segment is not None:
             self._segments += 1
             self.head = group.segment.end
-            moved, self._moved = self._moved, trio.Event()
-            moved.set()
+            self._wake()
+
+    def _wake(self) -> None:
+        moved, self._moved = self._moved, trio.Event()
+        moved.set()
 
     def _note_topic(self, row: TopicRow) -> None:
         self._topics[row.tenant, row.name] = row
@@ -316,9 +320,14 @@ class Log:
     # ---------------------------------------------------------------- read
 
     async def wait_past(self, position: int) -> int:
-        """Wait until the head is beyond `position`; return the head.  Always a checkpoint."""
+        """Wait until the head is beyond `position`; return the head.  Always a checkpoint.
+
+        Raises:
+            StorageFailed: It never will be.
+        """
         await trio.lowlevel.checkpoint()
         while self.head <= position:
+            self.database.check_open(writing=False)
             await self._moved.wait()
         return self.head
 

@@ -32,12 +32,17 @@ class _CancelAt(trio.abc.Instrument):
 Scenario = Callable[[Callable[[Callable[[], Awaitable[Any]]], Awaitable[None]]], Awaitable[None]]
 
 
-def cancel_everywhere(scenario: Scenario, *, seed: int = 0, limit: int = 10_000) -> int:
+def cancel_everywhere(
+    scenario: Scenario, *, seed: int = 0, limit: int = 10_000, simulated: bool = True
+) -> int:
     """Run `scenario` once a cancellation point of its victim; return how many points there are.
 
     The scenario sets its world up, awaits `attempt(fn)` once, and then checks that what it finds is whole;
     `fn` runs in a task of its own and is the one that is cancelled.  An assertion that fails comes out with
     the number of the point in its notes.
+
+    `simulated=False` runs in real time, for a scenario with threads, which a clock that jumps would outrun; the
+    number of points may then differ from run to run.
 
     ```python
     async def scenario(attempt):
@@ -48,19 +53,19 @@ def cancel_everywhere(scenario: Scenario, *, seed: int = 0, limit: int = 10_000)
     assert cancel_everywhere(scenario) > 3
     ```
     """
-    points = _run_once(scenario, None, seed)
+    points = _run_once(scenario, None, seed, simulated)
     if points > limit:
         raise ValueError(f"{points} points are too many: make the scenario smaller")
     for k in range(1, points + 1):
         try:
-            _run_once(scenario, k, seed)
+            _run_once(scenario, k, seed, simulated)
         except BaseException as exc:
             exc.add_note(f"cancelled at point {k} of {points}")
             raise
     return points
 
 
-def _run_once(scenario: Scenario, k: int | None, seed: int) -> int:
+def _run_once(scenario: Scenario, k: int | None, seed: int, simulated: bool) -> int:
     instrument = _CancelAt(k)
     attempts = 0
 
@@ -80,7 +85,10 @@ def _run_once(scenario: Scenario, k: int | None, seed: int) -> int:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(victim)
 
-    run_simulation(seed, scenario, attempt, instruments=[instrument])
+    if simulated:
+        run_simulation(seed, scenario, attempt, instruments=[instrument])
+    else:
+        trio.run(scenario, attempt, instruments=[instrument])
     if attempts != 1:
         raise ValueError("a scenario awaits attempt() exactly once")
     return instrument.steps
