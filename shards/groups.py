@@ -6,15 +6,17 @@ A key that cannot go on keeps a short queue of positions in memory and then ONE 
 found again in the (topic, key) index (`refills`).  So a hundred stuck keys stop nothing else, and the state to
 store is the scan's position and one position for each key that is not finished below it.
 
-A new run begins with a window of one record that doubles with every acknowledgement: a key that is stuck holds
-one record of its member's credit, a key that flows soon has `run_max`.  A group of the whole journal is one run.
+A new run begins with a small window that doubles with every acknowledgement: a key that is stuck holds less
+than a hundredth of its member's credit, a key that flows soon has `run_max`.  While a key flows the scan waits
+at its next record (`WAIT`): it comes soon, and nothing need be looked up twice; only what makes no progress for
+`PATIENCE_S` is passed by.  A group of the whole journal is one run.
 """
 
 from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Collection, Iterable
 
 import attrs
@@ -29,6 +31,12 @@ LANES_MAX = 4000  # so that the stored state stays below 64 KiB
 SEEKS_MAX = 4
 ATTEMPTS_MAX = 32
 VISIBILITY_S = 600.0
+PATIENCE_S = 0.02
+"""A few round trips."""
+WINDOWS_MAX = 4096
+"""Keys whose window is remembered after they came to rest."""
+WAIT = -1
+"""What `offer` says of a record that it did not take: offer it again after the next acknowledgement."""
 
 
 class Progress(msgspec.Struct, frozen=True, array_like=True):
@@ -197,6 +205,8 @@ class Group:
         self._attempts_max = attempts_max
         self._visibility_s = visibility_s
         self._window = 2**60 if whole else 1
+        self._windows: OrderedDict[int, int] = OrderedDict()
+        self._retry_at = math.inf
         self._members: dict[int, Member] = {}
         self._lanes: dict[int, _Lane] = {}
         self._flights: dict[int, _Flight] = {}
@@ -268,12 +278,14 @@ class Group:
 
     def join(self, member: int, *, records: int, octets: int) -> None:
         self._members[member] = Member(member, records, octets)
+        self._size_windows()
 
     def leave(self, member: int, *, fell: bool, now: float) -> None:
         """The member is gone; what it held is delivered again.  `fell`: not by its own will."""
         gone = self._members.pop(member, None)
         if gone is None:
             return
+        self._size_windows()
         for key in list(gone.keys):
             self._give_back(self._lanes[key], 0, fell=fell, now=now)
         for key in gone.blocked:
@@ -290,31 +302,36 @@ class Group:
         return any(member.has_room for member in self._members.values())
 
     def offer(self, position: int, key: int, topic: str, octets: int, now: float) -> int | None:
-        """The record at the scan: the member to give it to, or None (finished already, or it waits)."""
-        self._scan = position + 1
+        """The record at the scan: the member to give it to; None: finished already, or parked; or WAIT."""
+        self._retry_at = math.inf
         if self._rest is not None and self._rest.was_finished(position, key, topic):
+            self._scan = position + 1
             return None
         if self.whole:
             key = 0
         lane = self._lanes.get(key)
         if lane is None:
-            lane = self._lanes[key] = _Lane(key, self._window)
-        elif (
-            lane.waiting
-            or lane.more_from is not None
-            or lane.ready_at > now
-            or len(lane.flight) >= lane.window
-        ):
+            lane = self._lanes[key] = _Lane(key, self._windows.pop(key, self._window))
+        elif lane.waiting or lane.more_from is not None or lane.ready_at > now:
+            self._scan = position + 1
             self._park(lane, position)
             return None
         member = lane.member or self._freest(lane.avoid)
-        if member is None or not member.has_room:
+        is_full = len(lane.flight) >= lane.window
+        if is_full or member is None or not member.has_room:
+            if lane.flight and now < lane.since + PATIENCE_S:
+                self._retry_at = lane.since + PATIENCE_S
+                return WAIT
+            self._scan = position + 1
             self._park(lane, position)
+            if is_full:
+                return None
             if member is None:
                 self._runnable[key] = None
             else:
                 member.blocked[key] = None
             return None
+        self._scan = position + 1
         self._assign(lane, member, position, octets, now)
         return member.id
 
@@ -361,8 +378,8 @@ class Group:
             flight.octets = octets
 
     def next_ready_at(self) -> float:
-        """When the next delay ends, infinity when there is none."""
-        return self._delayed[0][0] if self._delayed else math.inf
+        """When a delay or the scan's patience ends, infinity when there is nothing to wait for."""
+        return min(self._retry_at, self._delayed[0][0]) if self._delayed else self._retry_at
 
     def refills(self, most: int = 16) -> list[Refill]:
         """Keys whose next positions must be read from the index, at most `most` of them."""
@@ -477,6 +494,7 @@ class Group:
             held.clear()
         self._delayed.clear()
         self.exhausted.clear()
+        self._retry_at = math.inf
         self._waiting = 0
         self._scan = progress.scan
         self._rest = progress if progress.before is not None and progress.scan < progress.end else None
@@ -569,3 +587,11 @@ class Group:
         elif not lane.flight:
             del self._lanes[lane.key]
             self._runnable.pop(lane.key, None)
+            if lane.window > self._window:
+                self._windows[lane.key] = lane.window
+                if len(self._windows) > WINDOWS_MAX:
+                    self._windows.popitem(last=False)
+
+    def _size_windows(self) -> None:
+        if not self.whole and self._members:
+            self._window = max(1, min(member.records for member in self._members.values()) // 128)

@@ -18,7 +18,7 @@ import trio
 from shards import wire
 from shards.broker.outlet import Cutter, Outlet
 from shards.errors import LogFull, OffsetTrimmed, ShardsError
-from shards.groups import Group, Progress
+from shards.groups import WAIT, Group, Progress
 from shards.log import Log
 from shards.record import BatchProof
 from shards.store import DeadRow, GroupRow, Run, put_dead
@@ -351,6 +351,8 @@ class GroupFeed(Feed):
             if not machine.can_scan():
                 return False
             member = machine.offer(run.position + index, run.keys[index], topic, each, now)
+            if member == WAIT:
+                return False
             if member is not None:
                 outlets[member].add(run, index)
         return True
