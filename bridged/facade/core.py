@@ -230,7 +230,11 @@ class Turn:
 
     def decide(self, trace_id: str, speaker: str, channel: int | None, verdict: Verdict) -> int:
         """Record a decision; returns its number."""
-        detail: dict[str, Any] = {"speaker": speaker, "policy_version": verdict.policy_version}
+        detail: dict[str, Any] = {
+            "speaker": speaker,
+            "rule": verdict.rule,
+            "policy_version": verdict.policy_version,
+        }
         if verdict.reason:
             detail["reason"] = verdict.reason
         return self.trail.note(

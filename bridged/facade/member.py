@@ -23,7 +23,7 @@ from bridged.facade.passing import PASSING_ACTIONS, Passing
 from bridged.facade.publishing import Publishing
 from bridged.facade.settling import AskPosition, Settling
 from bridged.facade.tables import MIGRATIONS
-from bridged.facade.verdicts import Judge
+from bridged.facade.verdicts import Judge, judge_by_policy
 from bridged.facade.warrants import AskPrincipal, Warrant, Warrants, read_warrant
 from bridged.facade.wishes import Wishes
 from bridged.requests import ask, serve
@@ -74,7 +74,7 @@ async def run_facade(
     env: Env,
     client: Client,
     settings: FacadeSettings,
-    judge: Judge,
+    judge: Judge = judge_by_policy,
     *,
     ask_principal: AskPrincipal | None = None,
     ask_position: AskPosition | None = None,

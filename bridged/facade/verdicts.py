@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import attrs
 
+from bridged import policy
 from bridged.facade.directory import Channel, Directory
 from bridged.facade.intents import Speaker
 
@@ -16,6 +17,8 @@ class Verdict:
     """Whether one intent may go to one room."""
 
     is_allowed: bool
+    rule: str
+    """The name of the rule that decided."""
     reason: str
     """For people: why, in one sentence without a message's text."""
     policy_version: str
@@ -46,6 +49,17 @@ class Judge(Protocol):
     """The policy: a pure function of the question and the directory."""
 
     def __call__(self, question: Question, directory: Directory) -> Verdict: ...
+
+
+def judge_by_policy(question: Question, directory: Directory) -> Verdict:
+    """The verdict of `bridged.policy`."""
+    decision = policy.decide(question, directory, policy.inspect(question.text))
+    return Verdict(
+        is_allowed=isinstance(decision, policy.Allow),
+        rule=decision.rule,
+        reason=decision.reason if isinstance(decision, policy.Refuse) else "",
+        policy_version=policy.VERSION,
+    )
 
 
 def judge_rooms(

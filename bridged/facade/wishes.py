@@ -28,6 +28,8 @@ from shards.errors import OutboxFull, RequestFailed
 # Ours.
 KEY_CHARACTERS_MAX = 256
 FULL_RETRY_MS = 1_000
+NOT_ADDED = "the client was not added to this conversation"
+"""Also where there is no such conversation: a stranger cannot tell the two apart."""
 
 Rooms = Sequence[tuple[Channel, Verdict]]
 Apply = Callable[[Turn, str, Rooms], Message]
@@ -82,7 +84,8 @@ class Wishes:
                 )
                 if not overall.is_allowed:
                     self._deny(turn, wish, trace_id, overall, rooms)
-                    return _Denied(reason=overall.reason)
+                    is_inside = wish.client.may_enter(wish.conversation)
+                    return _Denied(reason=overall.reason if is_inside else NOT_ADDED)
                 message = apply(turn, trace_id, rooms)
                 answer = {"trace_id": trace_id, "message_id": message.message_id}
                 _remember(turn, wish, key, digest, answer)

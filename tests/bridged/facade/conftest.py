@@ -28,7 +28,7 @@ from bridged.facade.outbound import Outbound
 from bridged.facade.passing import Passing
 from bridged.facade.publishing import Publishing
 from bridged.facade.settling import Settling
-from bridged.facade.verdicts import Question, Verdict
+from bridged.facade.verdicts import Judge, judge_by_policy
 from bridged.facade.warrants import Warrant, Warrants
 from bridged.facade.wishes import Wishes
 from bridged.requests import Question as Request
@@ -93,19 +93,10 @@ class Fabric:
         return [Envelope.decode(payload) for name, _, payload in self.records if name == topic]
 
 
-def membership_rule(question: Question, directory: Any) -> Verdict:
-    """Whom a platform lets in may speak there, and clients that were added; nobody else."""
-    client = None if question.client is None else directory.clients.get(question.client)
-    is_allowed = question.origin is not None or (
-        client is not None and client.may_enter(question.conversation)
-    )
-    return Verdict(is_allowed=is_allowed, reason="" if is_allowed else "not a member", policy_version="test")
-
-
 class House:
     """A facade's rooms on one `core.db`, without its member's nursery."""
 
-    def __init__(self, core: Core, fabric: Fabric, judge: Callable[..., Verdict]) -> None:
+    def __init__(self, core: Core, fabric: Fabric, judge: Judge) -> None:
         self.core = core
         self.fabric = fabric
         self.seeds = {f"{service}/main": bytes([n]) * 32 for n, service in enumerate(("irc", "xmpp"), 1)}
@@ -325,7 +316,7 @@ async def open_house(
     path: Path,
     *,
     fabric: Fabric | None = None,
-    judge: Callable[..., Verdict] = membership_rule,
+    judge: Judge = judge_by_policy,
     capacity: int = 100_000,
 ) -> AsyncIterator[House]:
     env = real_env(threads=False)

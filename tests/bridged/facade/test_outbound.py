@@ -189,7 +189,7 @@ async def test_a_message_decided_under_old_links_is_decided_again(
     def judge(question: Any, directory: Any) -> Verdict:
         asked.append(directory.revision)
         is_allowed = directory.clients["ola"].may_enter(question.conversation)
-        return Verdict(is_allowed=is_allowed, reason="was revoked", policy_version="1")
+        return Verdict(is_allowed=is_allowed, rule="test", reason="was revoked", policy_version="1")
 
     async with open_one(judge=judge) as house:
         old = house.core.directory
