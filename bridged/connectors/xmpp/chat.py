@@ -86,7 +86,10 @@ class Chat:
         identifier = seen.origin_id or seen.id or ""
         if not identifier.startswith(OWN_PREFIX):
             return False
-        return seen.sender.resource == self.nick if self.is_room else seen.sender.bare == self.account.bare
+        if not self.is_room:
+            return seen.sender.bare == self.account.bare
+        # In an earlier session it may have been with an underscore more, or less.
+        return seen.sender.resource.rstrip("_") == self.nick.rstrip("_")
 
     def stanza_id(self, seen: Seen) -> str | None:
         """The archive's id on a live message.  Trusted from our server and from a room that says it takes

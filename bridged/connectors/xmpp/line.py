@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -44,6 +45,7 @@ from bridged.connectors.xmpp.seen import Archived, Seen, SeenError, read_message
 from bridged.connectors.xmpp.settings import Settings
 from bridged.connectors.xmpp.stanza import (
     DISCO_INFO,
+    MAM,
     MUC_OWNER,
     Element,
     StanzaError,
@@ -61,6 +63,8 @@ HELD_MAX = 2000
 """Messages held back; where there is an archive, more are read from it, else the stream waits."""
 SEARCH_PAGES_MAX = 200
 """How far back a message is looked up: 20 000 messages."""
+RECENT_PAGES = 10
+"""The same for what is only nice to have: the original of a correction."""
 PUBLISHED_KEPT = 2048
 ENTRY_S = 20.0
 ENTRY_WAIT_S = 10.0
@@ -162,10 +166,17 @@ class Line:
 
     async def _enter(self) -> tuple[str, bool] | None:
         """Get in.  None when we are; else why not, and whether that is for good."""
+        try:
+            return await self._get_in()
+        except Refused as exc:
+            return f"{self.chat.jid}: {exc.error}", False
+
+    async def _get_in(self) -> tuple[str, bool] | None:
         if self.chat.kind is Kind.DIRECT:
             self.chat.features = await self._features_of(self.chat.account.bare)
             self.chat.is_joined = True
-            return await self._baseline()
+            await self._baseline()
+            return None
         for attempt in range(NICKS_MAX):
             answer = await self._ask_in(self._settings.nick + "_" * attempt)
             if isinstance(answer, NotJoined) and answer.error.condition == "conflict":
@@ -182,7 +193,8 @@ class Line:
         if answer.is_owner and "muc_temporary" in self.chat.features:
             await self._own()
         self.chat.is_joined = True
-        return await self._baseline()
+        await self._baseline()
+        return None
 
     async def _ask_in(self, nick: str) -> Joined | NotJoined | None:
         self._entry = (trio.Event(), [])
@@ -211,7 +223,7 @@ class Line:
         found = children(query, "feature", DISCO_INFO) if query is not None else ()
         return frozenset(part.get("var", "") for part in found)
 
-    async def _baseline(self) -> tuple[str, bool] | None:
+    async def _baseline(self) -> None:
         """Say that we are in, and where in the archive we begin if nobody knows yet."""
         payload: dict[str, Any] = {
             "change": "snapshot",
@@ -225,12 +237,11 @@ class Line:
                     page = await self._page(before=first, limit=1)
                 self._position = page.messages[-1].archive_id if page.messages else ARCHIVE_START
         except Refused:
-            self.chat.features -= {"urn:xmpp:mam:2"}
+            self.chat.features -= {MAM}
         if self._position is not None:
             payload["cursor"] = {"stream": self.stream, "value": self._position}
         if self.chat.is_room:
             await self._publish_event(Event("membership", self._about_us() | payload))
-        return None
 
     async def _carry(self) -> None:
         """Publish what is said, in order, until we are out of the room."""
@@ -351,23 +362,32 @@ class Line:
         if not self.chat.has_archive:
             await self._tell_gap(self._desk.env.wall())
             return
+        try:
+            await self._read_archive()
+        except Refused as exc:
+            self._passed[f"the archive refuses: {exc.error.condition}"] += 1
+            if isinstance(refused(exc.error), Retry):
+                await trio.sleep(RETRY_S[2])
+                self._is_behind = True
+            else:
+                self.chat.features -= {MAM}
+
+    async def _read_archive(self) -> None:
         since: float | None = None
         while True:
             after = None if self._position in (None, ARCHIVE_START) else self._position
             try:
                 page = await self._page(after=after, since=since)
             except Refused as exc:
-                if exc.error.condition == "item-not-found" and after is not None:
-                    # The archive has let go of the place where we were: go on by time, and say it.
-                    since = self._position_at
-                    page = await self._page(since=since, limit=1)
-                    until = page.messages[0].at if page.messages else None
-                    await self._tell_gap(until or self._desk.env.wall())
-                    self._position = ARCHIVE_START
-                    continue
-                self.chat.features -= {"urn:xmpp:mam:2"}
-                self._passed[f"the archive refuses: {exc.error.condition}"] += 1
-                return
+                if exc.error.condition != "item-not-found" or after is None:
+                    raise
+                # The archive has let go of the place where we were: go on by time, and say it.
+                since = self._position_at
+                page = await self._page(since=since, limit=1)
+                until = page.messages[0].at if page.messages else None
+                await self._tell_gap(until or self._desk.env.wall())
+                self._position = ARCHIVE_START
+                continue
             for archived in page.messages:
                 await self._publish_archived(archived)
             if page.is_last:
@@ -376,8 +396,10 @@ class Line:
     async def _publish_archived(self, archived: Archived) -> None:
         try:
             seen = read_message(archived.message)
+            if seen.sender.bare not in (self.chat.jid, self.chat.archive):
+                raise SeenError("somebody else's message")
         except SeenError:
-            self._passed["unreadable in the archive"] += 1
+            self._passed["not of this archive"] += 1
         else:
             at = archived.at if archived.at is not None else self._desk.env.wall()
             if self.chat.is_own(seen):
@@ -402,7 +424,8 @@ class Line:
         if archive_id is not None and archive_id in self._published:
             return
         if unknown_reference(self.chat, held.seen) and self.chat.has_archive:
-            await self._search(lambda _, seen: not unknown_reference(self.chat, held.seen), pages=10)
+            with suppress(Refused):  # then it is not shown to be theirs
+                await self._search(lambda *_: not unknown_reference(self.chat, held.seen), pages=RECENT_PAGES)
         event = inbound(
             self.chat,
             held.seen,
@@ -533,7 +556,8 @@ class Line:
             self._client.send(stanza)
             if not self.chat.is_room:
                 # Our server has taken it when it answers what came behind it; a refusal comes before.
-                await self._client.ping()
+                with suppress(Refused):
+                    await self._client.ping()
                 pending.settle(pending.result or Delivered(remote_id=identifier))
             with trio.move_on_after(self._settings.confirm_s):
                 await pending.done.wait()
@@ -587,7 +611,9 @@ class Line:
             return own_id
         known = self.chat.by_remote(intent.remote_id)
         if known is None and self.chat.has_archive:
-            await self._search(lambda archived, _: archived.archive_id == intent.remote_id, pages=10)
+            await self._search(
+                lambda archived, _: archived.archive_id == intent.remote_id, pages=RECENT_PAGES
+            )
             known = self.chat.by_remote(intent.remote_id)
         return known.message_id if known is not None else own_id
 
