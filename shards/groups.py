@@ -7,9 +7,9 @@ found again in the (topic, key) index (`refills`).  So a hundred stuck keys stop
 store is the scan's position and one position for each key that is not finished below it.
 
 A new run begins with a small window that doubles with every acknowledgement: a key that is stuck holds less
-than a hundredth of its member's credit, a key that flows soon has `run_max`.  While a key flows the scan waits
-at its next record (`WAIT`): it comes soon, and nothing need be looked up twice; only what makes no progress for
-`PATIENCE_S` is passed by.  A group of the whole journal is one run.
+than a hundredth of its member's credit, a key that flows soon has `run_max`.  Once a good many records wait,
+the scan waits too (`WAIT`) at the next record of a key that flows: that comes soon, and nothing need be looked
+up twice; only what makes no progress for `PATIENCE_S` is passed by.  A group of the whole journal is one run.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ ATTEMPTS_MAX = 32
 VISIBILITY_S = 600.0
 PATIENCE_S = 0.02
 """A few round trips."""
+AHEAD_MAX = 1024
+"""Records that wait, before the scan does."""
 WINDOWS_MAX = 4096
 """Keys whose window is remembered after they came to rest."""
 WAIT = -1
@@ -319,7 +321,7 @@ class Group:
         member = lane.member or self._freest(lane.avoid)
         is_full = len(lane.flight) >= lane.window
         if is_full or member is None or not member.has_room:
-            if lane.flight and now < lane.since + PATIENCE_S:
+            if self._waiting >= AHEAD_MAX and lane.flight and now < lane.since + PATIENCE_S:
                 self._retry_at = lane.since + PATIENCE_S
                 return WAIT
             self._scan = position + 1

@@ -12,7 +12,7 @@ from __future__ import annotations
 from shards.broker.limits import Limits
 from shards.broker.principals import Invite, Principal
 from shards.broker.requests import RequestStatistics
-from shards.broker.serving import Broker, DeadLetter, open_broker
+from shards.broker.serving import Broker, DeadLetter, open_broker, server_key
 from shards.broker.statistics import BrokerStatistics, GroupStatistics
 from shards.log import LogStatistics, TopicStatistics
 
@@ -28,4 +28,5 @@ __all__ = [
     "RequestStatistics",
     "TopicStatistics",
     "open_broker",
+    "server_key",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import attrs
@@ -42,6 +42,8 @@ class Feed(abc.ABC):
         self.trimmed = 0
         """How often retention had taken what was to be read next."""
         self._wake = trio.Event()
+        self._page: Sequence[Run] = ()
+        """The last page from disk: what of it had to wait is soon asked for again."""
 
     @property
     @abc.abstractmethod
@@ -69,6 +71,7 @@ class Feed(abc.ABC):
         runs = self.log.tail(position, limit=STEP_RUNS)
         if runs is None:
             page = await self.log.page(position, tenant=self.tenant, topics=self.topics)
+            self._page = page.runs
             return page.runs, page.next
         topics = self.topic_set
         tenant = self.tenant
@@ -77,8 +80,11 @@ class Feed(abc.ABC):
 
     async def run_at(self, position: int) -> Run | None:
         """The run that holds this record; None where retention has taken it."""
-        runs = self.log.tail(position, limit=1)
+        runs: Sequence[Run] | None = self.log.tail(position, limit=1)
         if runs is None:
+            for run in self._page:
+                if run.position <= position < run.end:
+                    return run
             try:
                 page = await self.log.page(position, limit_bytes=1, tenant=self.tenant, topics=self.topics)
             except OffsetTrimmed:

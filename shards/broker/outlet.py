@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 DELIVER_OCTETS = 60_000
 """One Noise message holds a frame of so many bytes and the heads of its last run."""
-_TREES = 8
+_TREES = 128
+_TREES_OCTETS = 8 << 20
 
 
 class Cutter:
@@ -21,6 +22,7 @@ class Cutter:
 
     def __init__(self) -> None:
         self._trees: OrderedDict[int, tuple[wire.Batch, merkle.BatchSignature]] = OrderedDict()
+        self._octets = 0
 
     def cut(self, run: Run, picks: list[tuple[int, int]]) -> bytes:
         """The run's records of `picks` (index, attempt) as they lie in DELIVER."""
@@ -52,8 +54,10 @@ class Cutter:
             batch = wire.decode_batch(run.body)
             found = batch, merkle.batch_of(batch.payloads, batch.signature)
             self._trees[run.position] = found
-            if len(self._trees) > _TREES:
-                self._trees.popitem(last=False)
+            self._octets += len(run.body)
+            while len(self._trees) > _TREES or (self._octets > _TREES_OCTETS and len(self._trees) > 1):
+                _, (oldest, _) = self._trees.popitem(last=False)
+                self._octets -= sum(map(len, oldest.payloads)) + 12 * len(oldest.keys) + 66
         return found
 
 

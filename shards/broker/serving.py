@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from shards.broker.limits import Limits
 from shards.broker.principals import Directory, Invite, InviteBody, Principal, State
 from shards.broker.statistics import BrokerStatistics, GroupStatistics
 from shards.env import Env
-from shards.errors import LogError, ShardsError
+from shards.errors import LogError, OffsetTrimmed, ShardsError
 from shards.grant import Grant
 from shards.log import Log, LogStatistics, TopicStatistics, open_log
 from shards.record import Record
@@ -243,6 +243,35 @@ class Broker:
         """The position that the next record gets."""
         return self._log.head
 
+    async def position_of(self, tenant: str, topic: str, offset: int) -> int:
+        """Where in the journal a record lies.  Raises OffsetTrimmed where retention has taken it."""
+        return await self._log.position_of(tenant, topic, offset)
+
+    async def offset_at(self, tenant: str, topic: str, at_ms: int) -> int:
+        """The first offset that was committed at or after that wall time; the next one where there is none.
+
+        The wall clock may have jumped; then the answer is one of the places where it passed that time.
+        """
+        low, high = 0, next((t.next_offset for t in self._log.topics(tenant) if t.topic == topic), 0)
+        while low < high:
+            middle = (low + high) // 2
+            try:
+                position = await self._log.position_of(tenant, topic, middle)
+            except OffsetTrimmed:
+                low = middle + 1
+                continue
+            page = await self._log.page(position, limit_bytes=1, tenant=tenant, topics=[topic])
+            if page.runs and page.runs[0].at_ms >= at_ms:
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    async def touch(self) -> None:
+        """Commit something: returns when the disk has taken it.  Raises StorageFailed."""
+        now = str(int(self._env.wall())).encode()
+        await self._log.database.write(lambda tx: store.put_meta(tx, "touched", now))
+
     def statistics(self) -> BrokerStatistics:
         return self._core.statistics()
 
@@ -273,7 +302,7 @@ async def open_broker(
         ShardsError: The endpoint or the key file is unfit.
         LogError: The log cannot be opened.  StorageFailed, in a group, when it fails later.
     """
-    static = await env.run_sync(_server_key, env, state)
+    static = await env.run_sync(_load_key, state, env.token_bytes)
     async with open_log(env, state / LOG_FILE) as log:
         principals, invites, groups = await log.database.read(
             lambda tx: (store.principals(tx), store.invites(tx), store.groups(tx))
@@ -317,14 +346,23 @@ async def open_broker(
                 await frames.aclose()
 
 
-def _server_key(env: Env, state: Path) -> KeyPair:
+def server_key(state: Path, token_bytes: Callable[[int], bytes]) -> bytes:
+    """The public Noise key of the broker whose files lie in `state`; made on first use.
+
+    Raises:
+        ShardsError: The file cannot be used.
+    """
+    return _load_key(state, token_bytes).public
+
+
+def _load_key(state: Path, token_bytes: Callable[[int], bytes]) -> KeyPair:
     """The broker's Noise key: read, or made and made durable."""
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = state / KEY_FILE
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        _write_key(path, env.token_bytes(32))
+        _write_key(path, token_bytes(32))
         mode = path.stat().st_mode
     if stat.S_IMODE(mode) & 0o077:
         raise ShardsError(f"{path} can be read by others", hint=f"chmod 600 {path}; then make a new key")
