@@ -55,9 +55,19 @@ FINISHED_KEPT = 4096
 _FINAL = frozenset({"delivered", "unknown", "denied", "failed", "expired", "dead_lettered"})
 
 
+@attrs.define(eq=False)
+class _Entry:
+    """A record in hand, until it may be acknowledged."""
+
+    record: Record
+    is_closed: bool = False
+    dead: tuple[str, str] | None = None
+    """Code and reason, where it is a dead letter."""
+
+
 @attrs.define(kw_only=True, eq=False)
 class _Job:
-    record: Record
+    entry: _Entry
     envelope: Envelope
     intent: Intent
     written_at: float | None = None
@@ -66,10 +76,6 @@ class _Job:
     @property
     def was_written(self) -> bool:
         return self.written_at is not None or self.intent.was_written
-
-    @property
-    def place(self) -> tuple[str, int]:
-        return (self.record.topic, self.record.offset)
 
 
 @attrs.frozen
@@ -114,7 +120,9 @@ class _Delivery:
         self._nursery = nursery
         self._limiter = trio.CapacityLimiter(concurrency)
         self._lanes: dict[str, deque[_Job]] = {}
-        self._in_hand: dict[tuple[str, int], _Job] = {}
+        self._entries: dict[tuple[str, int], _Entry] = {}
+        self._order: dict[int, deque[_Entry]] = {}
+        self._closing = trio.Lock()
         self._finished: OrderedDict[tuple[str, int], None] = OrderedDict()
 
     async def take(self, records: Sequence[Record]) -> None:
@@ -125,10 +133,12 @@ class _Delivery:
             place = (record.topic, record.offset)
             if place in self._finished:
                 await self._subscription.done([record])
-            elif place in self._in_hand:
-                self._in_hand[place].record = record  # a new link gave it again; the work on it goes on
+            elif place in self._entries:
+                self._entries[place].record = record  # a new link gave it again; the work on it goes on
             else:
-                job = await self._read(record)
+                entry = self._entries[place] = _Entry(record)
+                self._order.setdefault(record.key, deque()).append(entry)
+                job = await self._read(entry)
                 if job is not None:
                     fresh.append(job)
                     if record.attempt > 1 or record.position < self._subscription.head:
@@ -137,20 +147,20 @@ class _Delivery:
         for job in fresh:
             state = states.get(id(job))
             if state in _FINAL:
-                await self._finish(job)
+                await self._close(job.entry)
                 continue
             job.intent.was_written = state == "sent"
             if not job.intent.was_written:
                 job.intent.announce = self._announcer(job)
-            self._in_hand[job.place] = job
             lane = self._lanes.get(job.intent.channel)
             if lane is None:
                 self._lanes[job.intent.channel] = lane = deque()
                 self._nursery.start_soon(self._run_lane, job.intent.channel, lane)
             lane.append(job)
 
-    async def _read(self, record: Record) -> _Job | None:
+    async def _read(self, entry: _Entry) -> _Job | None:
         """The record as a job; what is none is a dead letter with its reason, never dropped in silence."""
+        record = entry.record
         envelope: Envelope | None = None
         try:
             envelope = Envelope.decode(record.payload)
@@ -159,15 +169,13 @@ class _Delivery:
                 raise EnvelopeError(
                     "tenant_mismatch", "the envelope is another tenant's", field="metadata.tenant"
                 )
-            return _Job(
-                record=record, envelope=envelope, intent=read_intent(envelope, attempt=record.attempt)
-            )
+            return _Job(entry=entry, envelope=envelope, intent=read_intent(envelope, attempt=record.attempt))
         except EnvelopeError as exc:
             channel = envelope.payload.get("channel") if envelope is not None else None
             if envelope is not None and isinstance(channel, str):
                 error = _error(exc.code, str(exc))
                 await self._say(envelope, channel, "dead_lettered", record.attempt, error=error)
-            await self._subscription.dead(record, code=exc.code, reason=str(exc))
+            await self._close(entry, dead=(exc.code, str(exc)))
             return None
 
     async def _states(self, jobs: Sequence[_Job]) -> list[str | None]:
@@ -242,27 +250,40 @@ class _Delivery:
         status, more = _status(outcome)
         if job.written_at is not None:
             more["latency_ms"] = round((trio.current_time() - job.written_at) * 1000)
-        await self._say(job.envelope, job.intent.channel, status, job.record.attempt, **more)
-        if isinstance(outcome, _Fault):
-            await self._subscription.dead(job.record, code="internal", reason=outcome.what)
-            self._remember(job)
-        else:
-            await self._finish(job)
+        await self._say(job.envelope, job.intent.channel, status, job.entry.record.attempt, **more)
+        await self._close(job.entry, dead=("internal", outcome.what) if isinstance(outcome, _Fault) else None)
 
-    async def _finish(self, job: _Job) -> None:
-        await self._subscription.done([job.record])
-        self._remember(job)
+    async def _close(self, entry: _Entry, *, dead: tuple[str, str] | None = None) -> None:
+        """Acknowledge what is finished of a key from its beginning on.
 
-    def _remember(self, job: _Job) -> None:
-        self._in_hand.pop(job.place, None)
-        self._finished[job.place] = None
+        An acknowledgement counts for the earlier records of its key too, and two channels of one conversation
+        share a key: so the one that is further waits for the other here.
+        """
+        entry.is_closed, entry.dead = True, dead
+        async with self._closing:
+            order = self._order.get(entry.record.key)
+            while order and order[0].is_closed:
+                first = order[0]
+                if first.dead is not None:
+                    code, reason = first.dead
+                    await self._subscription.dead(first.record, code=code, reason=reason)
+                else:
+                    await self._subscription.done([first.record])
+                order.popleft()
+                self._remember((first.record.topic, first.record.offset))
+            if order is not None and not order:
+                self._order.pop(entry.record.key, None)
+
+    def _remember(self, place: tuple[str, int]) -> None:
+        self._entries.pop(place, None)
+        self._finished[place] = None
         while len(self._finished) > FINISHED_KEPT:
             self._finished.popitem(last=False)
 
     def _announcer(self, job: _Job) -> Callable[[], Awaitable[None]]:
         async def announce() -> None:
             job.written_at = trio.current_time()
-            await self._say(job.envelope, job.intent.channel, "sent", job.record.attempt)
+            await self._say(job.envelope, job.intent.channel, "sent", job.entry.record.attempt)
 
         return announce
 

@@ -7,7 +7,6 @@ secret in a record) are kept in one place.
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -15,8 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 import trio
-from nacl.exceptions import CryptoError
-from nacl.public import PrivateKey, SealedBox
 
 from bridged.connectors import Connector, ConnectorState
 from bridged.connectors.delivery import deliver
@@ -33,8 +30,17 @@ from bridged.connectors.intent import (
     timestamp,
 )
 from bridged.envelope import Envelope, new_envelope, new_trace_id, topic_for
-from bridged.errors import BadCredentials, Banned, ConnectorError, Disconnected, EnvelopeError, LeaseExpired
+from bridged.errors import (
+    BadCredentials,
+    Banned,
+    ConnectorError,
+    Disconnected,
+    EnvelopeError,
+    LeaseExpired,
+    VaultError,
+)
 from bridged.secret import Secret
+from bridged.vault.lease import unseal
 from shards.errors import RequestFailed, ShardsError
 
 if TYPE_CHECKING:
@@ -176,9 +182,7 @@ class Desk:
         envelope = self.envelope(action, payload, trace_id=trace_id, metadata=metadata)
         await self.client.publish(self.topic(action), [envelope.encode()], key=key)
 
-    async def publish_all(
-        self, action: str, payloads: Sequence[Mapping[str, Any]], *, key: bytes
-    ) -> None:
+    async def publish_all(self, action: str, payloads: Sequence[Mapping[str, Any]], *, key: bytes) -> None:
         """Publish several of one key at once, in their order; returns when all are on disk."""
         envelopes = [self.envelope(action, payload).encode() for payload in payloads]
         await self.client.publish(self.topic(action), envelopes, key=key)
@@ -444,20 +448,12 @@ def _unseal(
             f"the vault's answer for {name!r} is no lease", hint="is the vault of this version?"
         )
     try:
-        box = SealedBox(PrivateKey(lease_private))
-        body = json.loads(box.decrypt(base64.urlsafe_b64decode(sealed + "=" * (-len(sealed) % 4))))
-    except (CryptoError, ValueError):
-        body = None
-    if not isinstance(body, dict):
+        fields = unseal(sealed, lease_private)
+    except VaultError as exc:
         raise BadCredentials(
             f"the lease of {name!r} is sealed to another key than this connector's",
             hint="enrol the connector anew: `bridgectl keys invite`",
-        ) from None
-    fields = {
-        str(field): Secret((value if isinstance(value, str) else json.dumps(value)).encode())
-        for field, value in body.items()
-        if value is not None
-    }
+        ) from exc
     fencing = answer.get("fencing")
     credential = Credential(
         name, fields, lease_id=lease_id, fencing=fencing if isinstance(fencing, int) else 0

@@ -195,7 +195,7 @@ class Connection:
             self._heard_at, self._heard_wall = trio.current_time(), self._desk.env.wall()
             self._asked_for_life = False
             try:
-                lines = buffer.receive(data)
+                lines = buffer.receive(bytes(data))
             except LineFault as exc:
                 raise RemoteProtocolFault(f"the server sent {exc}") from exc
             for raw in lines:
