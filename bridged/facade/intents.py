@@ -68,7 +68,8 @@ def target_keys(channel: Channel, text: str) -> dict[str, Any]:
     """How the platform's upstream contract names the target.          Wire contract, 4.1 to 4.4."""
     match channel.service:
         case "irc":
-            return {"network": channel.pointer[0], "target": channel.pointer[-1], "body": text}
+            # `target` is what reactions and deletions are about, so the channel stands in `channel` alone.
+            return {"network": channel.pointer[0], "body": text}
         case "xmpp":
             return {"routing": {"to": channel.pointer[-1], "type": "groupchat"}}
         case "matrix":
