@@ -17,15 +17,19 @@ from typing import Any, NoReturn
 import attrs
 import trio
 
-from bridged import host, policy, telemetry
+from bridged import host, telemetry
 from bridged.audit.member import origin, run_audit
 from bridged.config import Config, ConnectorSettings, Member, split_address
+from bridged.connectors import Connector
 from bridged.connectors.desk import attend
 from bridged.control import Control
 from bridged.errors import BadCredentials, Banned, ConfigError
-from bridged.facade import ClientSeed, Conversation, FacadeSettings, Link, run_facade
+from bridged.facade.directory import ClientSeed, Conversation, Directory, Link
+from bridged.facade.member import FacadeSettings, run_facade
+from bridged.facade.verdicts import Question, Verdict
 from bridged.gateway.ws import run_gateway
 from bridged.keyring import Card, load_cards, load_key, member_identity, seed_file
+from bridged.policy.decision import VERSION, Allow, decide, inspect
 from bridged.vault.member import run_vault
 from bridged.vault.softtoken import SoftToken
 from shards import restart, shard
@@ -54,6 +58,18 @@ class Running:
 def policy_of(fault: MemberError) -> restart.Policy:
     """Nothing that time mends is not retried; everything else is, for ever."""
     return restart.HOPELESS if isinstance(fault, BadCredentials | Banned) else restart.LOST_CONNECTION
+
+
+def judge(question: Question, directory: Directory) -> Verdict:
+    """The policy, as the facade asks for it."""
+    decision = decide(question, directory, inspect(question.text))
+    is_allowed = isinstance(decision, Allow)
+    return Verdict(
+        is_allowed=is_allowed,
+        rule=decision.rule,
+        reason="" if isinstance(decision, Allow) else decision.reason,
+        policy_version=VERSION,
+    )
 
 
 class Daemon:
@@ -207,9 +223,7 @@ class Daemon:
 
         async def facade(client: Client, task_status: trio.TaskStatus[None]) -> None:
             async with trio.open_nursery() as nursery:
-                await nursery.start(
-                    run_facade, env, client, self._facade_settings(tenant), policy.judge(self.config.policy)
-                )
+                await nursery.start(run_facade, env, client, self._facade_settings(tenant), judge)
                 task_status.started()
 
         return {"control": control, "vault": vault, "audit": audit, "facade": facade}
@@ -247,11 +261,7 @@ class Daemon:
     def _connector(self, tenant: str, member: Member) -> Serve:
         settings = self.config.connector(member.name, tenant)
         assert settings is not None
-
-        async def serve(client: Client, task_status: trio.TaskStatus[None]) -> None:
-            await serve_connector(self.env, self.config, tenant, settings, client, task_status)
-
-        return serve
+        return connector_of(self.env, self.config, tenant, settings)
 
     async def _gateway(self) -> shard.Member:
         """One gateway for all tenants, with a client for each."""
@@ -353,24 +363,24 @@ async def _serve_gateway(
     await run_gateway(env, clients, host=address, port=port, tls=tls, task_status=task_status)
 
 
-async def serve_connector(
-    env: Env,
-    config: Config,
-    tenant: str,
-    settings: ConnectorSettings,
-    client: Client,
-    task_status: trio.TaskStatus[None],
-) -> None:
-    """One attempt of a connector, whose library is imported here and not before."""
-    room = import_module(f"bridged.connectors.{settings.service}.connector")
-    links = [
-        link
-        for conversation in config.conversations_of(tenant)
-        for link in conversation.links
-        if (link.service, link.instance) == (settings.service, settings.instance)
-    ]
-    connector = room.make_connector(settings, [link.ref for link in links])
-    await attend(env, connector, settings, client, task_status=task_status)
+def connector_of(env: Env, config: Config, tenant: str, settings: ConnectorSettings) -> Serve:
+    """What a connector does with its client.  Its library is imported at the first attempt and not before; the
+    connector itself outlives its attempts, since a platform's session may be resumed."""
+    made: list[Connector] = []
+
+    async def serve(client: Client, task_status: trio.TaskStatus[None]) -> None:
+        if not made:
+            room = import_module(f"bridged.connectors.{settings.service}.connector")
+            channels = [
+                link.ref.build()
+                for conversation in config.conversations_of(tenant)
+                for link in conversation.links
+                if (link.service, link.instance) == (settings.service, settings.instance)
+            ]
+            made.append(room.make_connector(settings, channels))
+        await attend(env, made[0], settings, client, task_status=task_status)
+
+    return serve
 
 
 @asynccontextmanager
@@ -455,6 +465,7 @@ async def run_connector(env: Env, config: Config, name: str, key: Path) -> None:
     settings = config.connector(name, tenant)
     if settings is None:
         raise ConfigError([("$.connector", f"there is no {name} in {config.path}")])
+    serve = connector_of(env, config, tenant, settings)
 
     async def run(*, task_status: trio.TaskStatus[None]) -> None:
         try:
@@ -465,7 +476,7 @@ async def run_connector(env: Env, config: Config, name: str, key: Path) -> None:
                 server_public=loaded.server_public,
                 shard=config.name,
             ) as client:
-                await serve_connector(env, config, tenant, settings, client, task_status)
+                await serve(client, task_status)
         except* (RequestFailed, Unreachable) as group:
             raise MemberError(f"the house did not answer: {_first(group)}") from group
 

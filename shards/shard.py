@@ -95,8 +95,8 @@ class Supervisor:
         """
         async with trio.open_nursery() as nursery:
             for member in members:
-                self._set(member.name, "starting")
                 if member.policy is None:
+                    self._set(member.name, "starting")
                     await nursery.start(member.run, name=member.name)
                     self._set(member.name, "running")
                 elif member.is_awaited:

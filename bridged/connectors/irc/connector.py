@@ -52,6 +52,11 @@ CAPABILITIES = Capabilities(
 spoken where they are offered, after their specifications; no server at hand offers them."""
 
 
+def make_connector(settings: Settings, channels: Sequence[str]) -> IrcConnector:
+    """The connector of one `[[connector]]` table."""
+    return IrcConnector(settings, channels)
+
+
 class IrcConnector:
     """One network for one instance.
 
