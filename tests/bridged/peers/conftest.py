@@ -1,8 +1,10 @@
-"""A small world for the fakes: wall clock on Trio's, seeded randomness, true listeners."""
+"""A small world for the fakes: a wall clock that moves with Trio's, seeded randomness, true listeners."""
 
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Sequence
 
 import pytest
 import trio
@@ -10,18 +12,28 @@ import trio
 from shards.env import Env
 from shards.testing import real_env
 
-STARTED_AT = 1_795_564_097.0
+
+class Wall:
+    """Today's time at the first look (TLS is checked against the true clock), then as Trio's clock moves."""
+
+    def __init__(self) -> None:
+        self._offset: float | None = None
+
+    def __call__(self) -> float:
+        if self._offset is None:
+            self._offset = time.time() - trio.current_time()
+        return self._offset + trio.current_time()
 
 
 @pytest.fixture
 def env() -> Env:
     rng = random.Random(7)
 
-    async def listeners(host: str, port: int) -> object:
+    async def listeners(host: str, port: int) -> Sequence[trio.SocketListener]:
         return await trio.open_tcp_listeners(port, host=host)
 
     return real_env(
-        wall=lambda: STARTED_AT + trio.current_time(),
+        wall=Wall(),
         random=rng,
         token_bytes=rng.randbytes,
         open_tcp_listeners=listeners,

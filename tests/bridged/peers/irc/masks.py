@@ -8,7 +8,7 @@ from typing import Any
 from bridged.peers.irc.line import Line
 
 UID = re.compile(r"\b00[ABC][A-Z]{6}\b")
-STAMP = re.compile(r"\b17955\d{5}\b")
+STAMP = re.compile(r"\b1\d{9}\b")
 CLOCK = re.compile(
     r"\d\d:\d\d:\d\d|\w+ \w+ \d\d 20\d\d -- \d\d:\d\d UTC|\w{3} \w{3} +\d+ 20\d\d(?: at)?|\w{3} \d+ 20\d\d"
 )
