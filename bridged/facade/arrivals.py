@@ -37,6 +37,7 @@ from bridged.facade.intents import (
 from bridged.facade.messages import Message as Stored
 from bridged.facade.messages import Said
 from bridged.facade.verdicts import Verdict
+from bridged.richtext import safe_html
 from bridged.schema import (
     Edit,
     Gap,
@@ -99,7 +100,7 @@ def apply_message(turn: Turn, arrival: Arrival, said: Message) -> None:
             name=said.sender.name,
             kind=said.kind,
             text="" if is_buried else said.text,
-            html=None if is_buried else said.html,
+            html=None if is_buried else _html(said.html),
             at_ms=to_ms(said.at),
             redacted=is_buried,
         ),
@@ -127,7 +128,7 @@ def apply_edit(turn: Turn, arrival: Arrival, edit: Edit) -> None:
                 name=edit.sender.name,
                 kind="message",
                 text=edit.text,
-                html=edit.html,
+                html=_html(edit.html),
                 at_ms=to_ms(edit.at),
                 edits=1,
             ),
@@ -137,11 +138,12 @@ def apply_edit(turn: Turn, arrival: Arrival, edit: Edit) -> None:
         return
     if not _is_author(turn, arrival, message, edit.sender):
         return
-    if message.text == edit.text and message.html == edit.html:
+    html = _html(edit.html)
+    if (message.text, message.html) == (edit.text, html):
         return
     trace_id, causation_id = _trace_of(turn, arrival)
     edited = turn.messages.edit(
-        turn.tx, message, text=edit.text, html=edit.html, trace_id=trace_id, at_ms=to_ms(edit.at)
+        turn.tx, message, text=edit.text, html=html, trace_id=trace_id, at_ms=to_ms(edit.at)
     )
     turn.names.learn(
         turn.tx, arrival.row, message.id, edit.edit_id, scope="" if edit.is_server_id else sender, part=1
@@ -372,6 +374,11 @@ def _aliases(arrival: Arrival, said: Message, scope: str) -> list[tuple[str, str
     if scope == "" and isinstance(origin_id, str) and 0 < len(origin_id) <= 1024:
         return [(origin_id, said.sender.ref)]
     return []
+
+
+def _html(html: str | None) -> str | None:
+    """A network's HTML, built anew: no markup of a stranger's passes from room to room."""
+    return None if html is None else safe_html(html)
 
 
 def _is_author(turn: Turn, arrival: Arrival, message: Stored, actor: Person) -> bool:

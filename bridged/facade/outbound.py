@@ -19,6 +19,7 @@ from bridged.facade.intents import Decided, delete_intent, edit_intent, message_
 from bridged.facade.messages import Message, Said
 from bridged.facade.wishes import Rooms, Wish, Wishes
 from bridged.requests import Question as Request
+from bridged.richtext import safe_html
 from shards.errors import RequestFailed
 
 # Ours.
@@ -221,7 +222,7 @@ def _html(request: Request) -> str | None:
         raise RequestFailed("invalid_field", "payload.html is text or null")
     if html is not None and len(html) > TEXT_BYTES_MAX:
         raise RequestFailed("too_large", f"the HTML of a message has at most {TEXT_BYTES_MAX} characters")
-    return html
+    return None if html is None else safe_html(html)
 
 
 def _emojis(request: Request) -> list[str]:

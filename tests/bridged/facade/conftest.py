@@ -33,6 +33,7 @@ from bridged.facade.warrants import Warrant, Warrants
 from bridged.facade.wishes import Wishes
 from bridged.requests import Question as Request
 from shards.database import open_database
+from shards.env import Env
 from shards.grant import role_grants
 from shards.merkle import sign_batch
 from shards.outbox import Outbox
@@ -318,8 +319,9 @@ async def open_house(
     fabric: Fabric | None = None,
     judge: Judge = judge_by_policy,
     capacity: int = 100_000,
+    env: Env | None = None,
 ) -> AsyncIterator[House]:
-    env = real_env(threads=False)
+    env = env or real_env(threads=False)
     async with open_database(env, path, migrations=MIGRATIONS) as database:
 
         def prepare(tx: Any) -> None:
@@ -342,3 +344,9 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
 def open_one(tmp_path: Path) -> Callable[..., Any]:
     """Opens the same `core.db` again and again, as after a crash."""
     return partial(open_house, tmp_path / "core.db")
+
+
+@pytest.fixture
+def open_any() -> Callable[..., Any]:
+    """Opens a house at any path, in any world."""
+    return open_house

@@ -342,3 +342,12 @@ async def test_a_status_counts_only_from_the_connector_that_has_the_channel(hous
     )
     await house.hear(forged)
     assert await house.rows("SELECT state FROM delivery") == [("queued",)]
+
+
+async def test_markup_of_a_stranger_is_built_anew(house: Any) -> None:
+    html = '<b onclick="x()">hi</b><script>evil()</script>'
+    await house.hear(house.said(IRC, "hi", "r1", html=html))
+    await house.ask("send", conversation="ops", text="hi", html=html)
+    for one in await house.outbox("outbound_message"):
+        assert one.payload["html"].startswith("<strong>hi</strong>")
+        assert "<script" not in one.payload["html"] and "onclick" not in one.payload["html"]
