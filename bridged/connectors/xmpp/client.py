@@ -4,8 +4,8 @@ slixmpp is used for what it does well (TLS, SASL, binding, XEP-0198, answering p
 rest: every message and presence is taken out of its hands before its own handlers see it, in the order of the
 stream, and goes to Trio as an element.  It never reconnects here and is never asked to: a lost stream is raised.
 
-What is bounded here: one stanza by `STANZA_BYTES_MAX` and `DEPTH_MAX`; what waits to be read by `BACKLOG_BYTES_MAX`
-(then the socket is not read any more, and the server waits).
+What is bounded here: one stanza (`bounds`); what waits to be read, by `BACKLOG_BYTES_MAX`: then the socket is not
+read any more, and the server waits.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import math
 import socket
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, cast
-from xml.etree import ElementTree
 
 import attrs
 import slixmpp
@@ -27,6 +26,7 @@ import trio
 import trio_asyncio
 from slixmpp.stanza import Iq, Message, Presence
 
+from bridged.connectors.xmpp.bounds import BoundedParser
 from bridged.connectors.xmpp.jid import Jid, parse_jid
 from bridged.connectors.xmpp.seen import Archived, read_archived
 from bridged.connectors.xmpp.settings import Settings, TlsFiles
@@ -56,8 +56,6 @@ ANSWERED = ("urn:xmpp:message-correct:0", "urn:xmpp:reactions:0", "urn:xmpp:repl
 # Ours.
 CONNECT_S = 20.0
 CLOSE_S = 2.0
-STANZA_BYTES_MAX = 1_048_576
-DEPTH_MAX = 64
 BACKLOG_BYTES_MAX = 8_388_608
 
 _TEMPORARY = frozenset({"temporary-auth-failure", "aborted", "incorrect-encoding", "malformed-request"})
@@ -352,7 +350,7 @@ class Client:
                 page[1].append(archived)
             return None  # of an archive that was not asked: forged, or late
         if not self._lost.is_set():
-            size = self._xmpp.stanza_bytes
+            size = self._xmpp.bounded.stanza_bytes
             self._backlog_bytes += size
             self._inbox.send_nowait((size, xml))
             if self._backlog_bytes > BACKLOG_BYTES_MAX and not self._is_paused:
@@ -478,12 +476,12 @@ class _Stream(slixmpp.ClientXMPP):
         heard: Callable[[], None],
     ) -> None:
         super().__init__(settings.full_jid, password.reveal_text(), ssl_context=tls, loop=loop)
-        self.stanza_bytes = 0
         self._heard = heard
 
     def init_parser(self) -> None:
         super().init_parser()
-        self.parser = cast(Any, _BoundedParser(self))
+        self.bounded = BoundedParser()
+        self.parser = cast(Any, self.bounded)
 
     def data_received(self, data: bytes | str) -> None:
         self._heard()
@@ -503,48 +501,6 @@ class _Stream(slixmpp.ClientXMPP):
         if self.transport is not None:
             with suppress(RuntimeError):
                 self.transport.resume_reading()
-
-
-class _BoundedParser:
-    """What XMLStream wants of a pull parser, refusing what XMPP forbids.                 RFC 6120, section 11.1"""
-
-    def __init__(self, stream: _Stream) -> None:
-        self._stream = stream
-        self._pull: ElementTree.XMLPullParser[Any] = ElementTree.XMLPullParser(
-            ("start", "end", "comment", "pi")
-        )
-        self._depth = 0
-        self._bytes = 0
-        self._tail = b""
-        self._is_refused = False
-
-    def feed(self, data: bytes) -> None:
-        self._bytes += len(data)
-        # A declaration may lie across two reads.  expat bounds what entities grow to; this refuses them all.
-        if b"<!DOCTYPE" in self._tail + data or self._bytes > STANZA_BYTES_MAX:
-            self._is_refused = True
-            return
-        self._tail = data[-8:]
-        self._pull.feed(data)
-
-    def read_events(self) -> Iterator[tuple[str, Element]]:
-        for item in self._pull.read_events():
-            event, found = cast(tuple[str, Element], item)
-            if event == "start":
-                self._depth += 1
-                if self._depth > DEPTH_MAX:
-                    self._is_refused = True
-            elif event == "end":
-                self._depth -= 1
-                if self._depth == 1:
-                    self._stream.stanza_bytes, self._bytes = self._bytes, 0
-            else:
-                self._is_refused = True
-            if self._is_refused:
-                break
-            yield event, found
-        if self._is_refused:
-            raise ElementTree.ParseError("the stream holds what XMPP forbids, or too much of it")
 
 
 def _unreachable(reason: object) -> Disconnected:

@@ -237,7 +237,7 @@ class _Session:
         return line
 
     async def _say_running(self) -> None:
-        troubles = [line.trouble for line in self._lines.values() if line.trouble]
+        troubles = [f"{jid}: {line.trouble.reason}" for jid, line in self._lines.items() if line.trouble]
         up = sum(line.chat.is_joined for line in self._lines.values())
         detail = f"{up} of {len(self._wanted)} chats" + "".join(f"; {trouble}" for trouble in troubles[:5])
         await self._desk.state(ConnectorState.RUNNING, detail, account=self._settings.jid)
@@ -263,7 +263,7 @@ class _Session:
             sender = _sender(stanza)
             line = self._lines.get(sender) if sender is not None else None
             if line is not None and line.chat.is_room:
-                line.presence(stanza, now)
+                line.presence(stanza)
             return line
         sent_elsewhere = False
         if is_copy(stanza):
