@@ -118,6 +118,7 @@ class Turn:
         self.token_bytes = core.env.token_bytes
         self._outbox = core.outbox
         self._events: list[_Saying] = []
+        self._statuses: list[_Saying] = []
         self._last: list[tuple[str, bytes, bytes]] = []
 
     # -- saying -----------------------------------------------------------------------------------------------
@@ -131,17 +132,7 @@ class Turn:
             key: The conversation, or what else the event must stay in order with.
             message: The stored message that this event announces; it gets the event's offset.
         """
-        envelope = new_envelope(
-            "core",
-            "event",
-            payload,
-            now=self.now_s,
-            trace_id=trace_id,
-            metadata={"tenant": self.tenant},
-        )
-        self._events.append(
-            _Saying(b"event/" + key.encode(), envelope, None if message is None else message.id)
-        )
+        self._events.append(self._saying(payload, key, trace_id, message))
 
     def tell_last(self, topic: str, key: bytes, envelope: Envelope) -> None:
         """Say something that nobody waits for: an acknowledgement to a connector."""
@@ -149,7 +140,7 @@ class Turn:
 
     def close(self) -> None:
         """Put what was said into the outbox.  The last thing of a turn."""
-        for saying in self._events:
+        for saying in (*self._events, *self._statuses):
             row = self._outbox.put(self.tx, EVENT_TOPIC, saying.key, saying.envelope.encode())
             if saying.message is not None:
                 self.messages.announce(self.tx, saying.message, row)
@@ -255,7 +246,7 @@ class Turn:
         message_id: str | None,
         latency_ms: int | None = None,
     ) -> None:
-        """Say where an intent stands now."""
+        """Say where an intent stands now; heard after the events that the turn is about."""
         payload = status_event(
             standing,
             conversation=conversation,
@@ -264,7 +255,18 @@ class Turn:
             at_ms=self.at_ms,
             latency_ms=latency_ms,
         )
-        self.event(payload, key=conversation, trace_id=standing.trace_id)
+        self._statuses.append(self._saying(payload, conversation, standing.trace_id, None))
+
+    def _saying(self, payload: dict[str, Any], key: str, trace_id: str, message: Message | None) -> _Saying:
+        envelope = new_envelope(
+            "core",
+            "event",
+            payload,
+            now=self.now_s,
+            trace_id=trace_id,
+            metadata={"tenant": self.tenant},
+        )
+        return _Saying(b"event/" + key.encode(), envelope, None if message is None else message.id)
 
     def note(
         self,

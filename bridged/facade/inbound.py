@@ -17,7 +17,7 @@ import attrs
 import trio
 
 from bridged.envelope import Envelope, TopicName, format_time, new_envelope, parse_topic, topic_for
-from bridged.errors import EnvelopeError
+from bridged.errors import BridgeError, EnvelopeError
 from bridged.facade.arrivals import (
     Arrival,
     apply_edit,
@@ -257,6 +257,8 @@ class Inbound:
             instance=one.instance,
             channel=None,
         )
+        if isinstance(event, Throttle):
+            return _Plan(one, attrs.evolve(arrival, channel=_throttled(directory, event)), True)
         if not isinstance(event, Message | Edit | Redaction | Reaction | Gap | Membership):
             return _Plan(one, arrival, True)
         if channel is None or channel.conversation is None:
@@ -314,13 +316,11 @@ class Inbound:
         settled = self._progress.settled(turn.tx)
         acks: dict[tuple[str, str], tuple[Envelope, dict[str, object]]] = {}
         for plan in plans:
-            record = plan.record if isinstance(plan, Refused) else plan.examined.record
-            is_new = self._progress.take(turn.tx, record.position, settled=settled)
             if isinstance(plan, Refused):
-                if is_new:
+                if self._progress.refuse(turn.tx, plan.record.position):
                     tell_dead_letter(
                         turn,
-                        record,
+                        plan.record,
                         service=plan.topic.service,
                         instance=plan.topic.instance or "",
                         trace_id=plan.trace_id,
@@ -328,6 +328,8 @@ class Inbound:
                         reason=plan.reason,
                     )
                 continue
+            position = plan.examined.record.position
+            is_new = self._progress.take(turn.tx, position, settled=settled)
             self._apply_one(turn, plan, is_new)
             self._acknowledge(plan.examined, acks)
         for (topic, _), (envelope, payload) in acks.items():
@@ -389,6 +391,15 @@ _APPLY: Mapping[type, Callable[..., None]] = {
     Throttle: apply_throttle,
     StateUpdate: apply_state,
 }
+
+
+def _throttled(directory: Directory, throttle: Throttle) -> Channel | None:
+    """The linked channel that waits, where it is one that waits."""
+    try:
+        channel = directory.channel(throttle.key) if throttle.scope == "chat" else None
+    except BridgeError:
+        return None
+    return channel if channel is not None and channel.conversation is not None else None
 
 
 def _ack_envelope(envelope: Envelope, topic: str, payload: dict[str, object], turn: Turn) -> Envelope:

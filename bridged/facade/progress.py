@@ -48,13 +48,28 @@ class Progress:
             " ON CONFLICT (tenant, name) DO UPDATE SET value = excluded.value",
             (self.tenant, position),
         )
-        tx.execute("DELETE FROM taken WHERE tenant = ? AND position < ?", (self.tenant, position))
+        tx.execute(
+            "DELETE FROM taken WHERE tenant = ? AND position < ? AND NOT refused", (self.tenant, position)
+        )
 
     def take(self, tx: Connection, position: int, *, settled: int) -> bool:
-        """Count the record at `position` as taken; False where it was before."""
-        if position < settled:
-            return False
-        tx.execute("INSERT OR IGNORE INTO taken (tenant, position) VALUES (?, ?)", (self.tenant, position))
+        """Count the record at `position` as applied; False where it was before.
+
+        One that was refused and is given again, after `bridgectl dlq retry`, was not applied.
+        """
+        if position >= settled:
+            tx.execute("INSERT OR IGNORE INTO taken VALUES (?, ?, 0)", (self.tenant, position))
+            if tx.changes():
+                return True
+        tx.execute(
+            "UPDATE taken SET refused = 0 WHERE tenant = ? AND position = ? AND refused",
+            (self.tenant, position),
+        )
+        return tx.changes() > 0
+
+    def refuse(self, tx: Connection, position: int) -> bool:
+        """Count the record at `position` as refused; False where it was taken or refused before."""
+        tx.execute("INSERT OR IGNORE INTO taken VALUES (?, ?, 1)", (self.tenant, position))
         return tx.changes() > 0
 
     def move_cursor(

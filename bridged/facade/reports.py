@@ -78,14 +78,14 @@ def apply_throttle(turn: Turn, arrival: Arrival, throttle: Throttle) -> None:
         "event": "throttle",
         "service": arrival.service,
         "instance": arrival.instance,
-        "conversation": None if arrival.channel is None else arrival.conversation,
-        "channel": None if arrival.channel is None else arrival.ref,
         "scope": throttle.scope,
         "key": throttle.key,
         "retry_after_ms": throttle.retry_after_ms,
         "reason": throttle.reason,
         "at": moment(turn.at_ms),
     }
+    if arrival.channel is not None:
+        payload |= {"conversation": arrival.conversation, "channel": arrival.ref}
     if throttle.queue_depth is not None:
         payload["queue_depth"] = throttle.queue_depth
     turn.note(

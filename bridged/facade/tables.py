@@ -135,9 +135,10 @@ CREATE TABLE cursor (
   PRIMARY KEY (tenant, service, instance, stream)
 ) WITHOUT ROWID, STRICT;
 
-CREATE TABLE taken (                -- records applied beyond fact 'settled'
+CREATE TABLE taken (                -- records applied beyond fact 'settled', and all that were refused
   tenant   TEXT NOT NULL,
   position INTEGER NOT NULL,
+  refused  INTEGER NOT NULL,
   PRIMARY KEY (tenant, position)
 ) WITHOUT ROWID, STRICT;
 

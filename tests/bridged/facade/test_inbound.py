@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
 import pytest
 
 IRC = "msgr://channels/acme/bridge/irc/irc.lab/%23ops"
@@ -315,6 +316,7 @@ async def test_states_throttles_and_members_become_events(house: Any) -> None:
     )
     kinds = [event["event"] for event in await house.events()]
     assert kinds == ["connector", "throttle", "membership"]
+    assert (await house.events("throttle"))[0]["conversation"] == "ops"
 
 
 @pytest.mark.parametrize("first", ["delivered", "unknown", "failed"])
@@ -351,3 +353,33 @@ async def test_markup_of_a_stranger_is_built_anew(house: Any) -> None:
     for one in await house.outbox("outbound_message"):
         assert one.payload["html"].startswith("<strong>hi</strong>")
         assert "<script" not in one.payload["html"] and "onclick" not in one.payload["html"]
+
+
+async def test_a_dead_letter_that_is_tried_again_counts_as_never_applied(
+    house: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.hear(house.said(IRC, "hello", "r1"))
+    (intent,) = await house.outbox("outbound_message")
+    payload = {"status": "sent", "channel": XMPP, "attempt": 1}
+    record = house.record("xmpp", "delivery_status", payload, trace_id=intent.trace_id)
+    with monkeypatch.context() as broken:
+        broken.setattr(house.core.deliveries, "move", lambda *args, **more: 1 / 0)
+        assert len(await house.hear(record)) == 1
+        assert len(await house.hear(record)) == 1  # given again before the broker knew
+    assert len(await house.events("connector")) == 1
+    assert await house.hear(record) == []  # `bridgectl dlq retry`, with the fault mended
+    assert await house.rows("SELECT state FROM delivery") == [("sent",)]
+
+
+async def test_typing_on_a_network_passes_to_clients_and_to_the_other_room(house: Any) -> None:
+    record = attrs.evolve(house.told(IRC, "typing_event", typing=True), offset=-1, position=-1, proof=None)
+    await house.passing.take(record)
+    assert [topic for topic, _ in house.fabric.passing] == ["bridge/core/event", "bridge/xmpp/main/typing"]
+    forged = attrs.evolve(record, principal="xmpp/main")
+    await house.passing.take(forged)
+    assert len(house.fabric.passing) == 2
+    await house.hear(house.said(IRC, "hello", "r1"))
+    receipt = house.told(IRC, "receipt_event", who="bob", remote_id="r1", kind="read")
+    await house.passing.take(attrs.evolve(receipt, offset=-1, position=-1, proof=None))
+    assert len(house.fabric.passing) == 3
+    assert await house.count("message") == 1
