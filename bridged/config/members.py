@@ -119,7 +119,7 @@ def _facade(platforms: Iterable[tuple[str, str]]) -> frozenset[Grant]:
         _on("publish", "core"),
         _on("subscribe", "core"),
         _on("request", "fabric", "keys"),
-        _on("request", "fabric", "topics"),
+        _on("request", "fabric", "groups"),  # how far its own group is, as the broker knows it
         _on("subscribe", "fabric", "event"),
     }
     for service, instance in platforms:
