@@ -34,14 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.command == "demo":
         return demo.main(args)
-    host.harden()
-    telemetry.configure_logs()
+    host.protect_process()
+    env = system_env()
+    telemetry.configure(wall=env.wall)
     try:
         config = load_config(args.config)
         if args.command == "run":
-            trio.run(run_shard, system_env(), config, strict_exception_groups=True)
+            trio.run(run_shard, env, config, strict_exception_groups=True)
         else:
-            trio.run(run_connector, system_env(), config, args.name, args.key, strict_exception_groups=True)
+            trio.run(run_connector, env, config, args.name, args.key, strict_exception_groups=True)
     except BaseExceptionGroup as group:
         return _explain(group)
     except (BridgeError, ShardsError) as exc:

@@ -233,9 +233,17 @@ class Control:
 
     async def _invite(self, question: Question, name: str) -> Mapping[str, Any]:
         service, instance = question.payload.get("service"), question.payload.get("instance")
-        grants = (
-            self._named_grants(question) if not service else connector_grants(str(service), str(instance))
-        )
+        if service is None:
+            grants = self._named_grants(question)
+        else:
+            known = self._connector_grants(str(service), str(instance))
+            if known is None:
+                raise RequestFailed(
+                    "not_found",
+                    f"the configuration names no connector {service}/{instance} that runs outside",
+                    hint='add its table with runs = "outside"',
+                )
+            grants = known
         try:
             invite = await self._broker.invite(
                 name, self._tenant, grants, service=service or None, instance=instance or None

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import attrs
 import trio
 
-from bridged import host, telemetry
+from bridged import host, http, telemetry
 from bridged.audit.member import origin, run_audit
 from bridged.config import Config, ConnectorSettings, Member, split_address
 from bridged.connectors import Connector
@@ -319,11 +319,11 @@ class Daemon:
     def _report(self, status: MemberStatus, fault: BaseException | None) -> None:
         tenant = status.name.partition(":")[0] if self.config.is_region else self.config.name
         if status.state in ("backing_off", "stopped"):
-            log.warning("member", member=status.name, state=status.state, detail=status.detail)
+            log.warning("member", name=status.name, state=status.state, detail=status.detail)
             if fault is not None and not isinstance(fault, MemberError):
-                log.error("fault", member=status.name, traceback=telemetry.traceback_of(fault))
+                log.error("fault", name=status.name, traceback=telemetry.traceback_of(fault))
         else:
-            log.info("member", member=status.name, state=status.state)
+            log.info("member", name=status.name, state=status.state)
         control = self.controls.get(tenant)
         if control is not None:
             control.member_changed(status)
@@ -453,9 +453,38 @@ async def _feed_watchdog(broker: Broker) -> None:
 
 
 async def _serve_telemetry(env: Env, config: Config, running: Running) -> None:
+    """/metrics for Prometheus, /health for a supervisor, /ready for a load balancer."""
     assert config.telemetry is not None
     address, port = split_address(config.telemetry.listen)
-    await telemetry.serve(env, address, port, lambda: running.broker.statistics())
+    metrics = telemetry.Metrics()
+    broker, supervisor = running.broker, running.supervisor
+    metrics.add_source(lambda: telemetry.broker_samples(broker.statistics()))
+    for tenant in config.tenants:
+        metrics.add_source(lambda tenant=tenant: telemetry.group_samples(tenant, broker.groups(tenant)))  # type: ignore[misc]
+    metrics.add_source(
+        lambda: telemetry.member_samples(
+            (status.name, status.state == "running", status.crashes) for status in supervisor.statuses()
+        )
+    )
+
+    def ready() -> http.Response:
+        down = [status.name for status in supervisor.statuses() if status.state != "running"]
+        return http.Response(status=503 if down else 200, body=f"{' '.join(down) or 'ready'}\n".encode())
+
+    routes: dict[str, http.Route] = {
+        "/metrics": lambda: http.Response(body=metrics.render(), content_type=telemetry.CONTENT_TYPE),
+        "/health": lambda: http.Response(body=b"ok\n"),
+        "/ready": ready,
+    }
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(telemetry.probe_loop, metrics)
+        try:
+            await http.serve(env, address, port, routes)
+        except OSError as exc:
+            raise ConfigError(
+                [("$.telemetry.listen", f"{config.telemetry.listen}: {exc.strerror or exc}")],
+                hint="another address, or end what listens there",
+            ) from exc
 
 
 async def run_connector(env: Env, config: Config, name: str, key: Path) -> None:
@@ -481,7 +510,7 @@ async def run_connector(env: Env, config: Config, name: str, key: Path) -> None:
             raise MemberError(f"the house did not answer: {_first(group)}") from group
 
     def report(status: MemberStatus, fault: BaseException | None) -> None:
-        log.info("member", member=status.name, state=status.state, detail=status.detail)
+        log.info("member", name=status.name, state=status.state, detail=status.detail)
 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:

@@ -16,9 +16,12 @@ import trio
 
 from bridged.envelope import Envelope, new_envelope, new_trace_id, parse_topic, topic_for
 from bridged.errors import BridgeError, EnvelopeError
+from bridged.telemetry import get_logger, traceback_of
 from shards.client import Client, Request
 from shards.env import Env
-from shards.errors import RequestFailed
+from shards.errors import LogError, RequestFailed
+
+log = get_logger("requests")
 
 WITHIN_S = 10.0
 """How long a question waits for its answer where nobody says otherwise."""
@@ -122,8 +125,8 @@ async def serve(
 ) -> NoReturn:
     """Answer `bridge/<service>/<action>` for every action of `handlers`; never returns.
 
-    A handler's `RequestFailed`, `EnvelopeError` or other `BridgeError` becomes the asker's error; anything else
-    is a bug of this member and ends it.
+    A handler's `RequestFailed`, `EnvelopeError` or other `BridgeError` becomes the asker's error, and so does a bug,
+    whose traceback is logged without values.  A failed storage ends the member.
     """
 
     async def handle(request: Request) -> bytes:
@@ -150,9 +153,14 @@ async def serve(
             raise RequestFailed(exc.code, str(exc)) from exc
         except BridgeError as exc:
             raise RequestFailed("internal", str(exc), hint=exc.hint) from exc
+        except (RequestFailed, LogError):
+            raise
+        except Exception as exc:  # a bug met by one question must not end the member that others lean on
+            log.error("fault", action=request.topic, traceback=traceback_of(exc))
+            raise RequestFailed("internal", f"{service} could not answer; its log says why") from exc
         return msgspec.json.encode({"status": "ok", **answer})
 
-    return await client.respond(
+    await client.respond(
         [topic_for(service, action) for action in handlers],
         handle,
         concurrency=concurrency,

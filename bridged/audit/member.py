@@ -83,7 +83,7 @@ async def run_audit(
     path: Path,
     name: str,
     seed: Secret,
-    task_status: trio.TaskStatus[Audit] = trio.TASK_STATUS_IGNORED,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """The audit of the client's tenant over `audit.db` at `path`; never returns."""
     async with open_database(env, path, migrations=store.MIGRATIONS) as database:
@@ -95,7 +95,7 @@ async def run_audit(
             ) as subscription,
             trio.open_nursery() as nursery,
         ):
-            task_status.started(audit)
+            task_status.started()
             nursery.start_soon(audit.sign)
             await audit.consume(subscription)
     raise AssertionError("unreachable")

@@ -339,7 +339,7 @@ async def audit_prove(s: Session) -> None:
             code="not_found",
             hint="is the trace id right? heads are signed every second",
         )
-    proofs = [
+    proofs: list[dict[str, Any]] = [
         {
             "index": seq,
             "leaf": leaf.encode().decode(),

@@ -60,7 +60,7 @@ async def platform_findings(env: Env, config: Config) -> list[Finding]:
             findings[name] = Finding(name=name, ok=False, detail=f"{host}:{port}: {reason}", hint=hint)
 
     async with trio.open_nursery() as nursery:
-        for connector in config.connectors:
+        for connector in (one for tenant in config.tenants for one in config.connectors[tenant]):
             address = getattr(connector, "address", None)
             if address is not None:
                 nursery.start_soon(reach, f"{connector.service}/{connector.instance}", *address)

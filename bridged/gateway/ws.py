@@ -276,7 +276,7 @@ async def run_gateway(
         listeners = await env.open_tcp_listeners(host, port)
         server = WebSocketServer(
             gateway.handle,
-            [listener if tls is None else trio.SSLListener(listener, tls) for listener in listeners],
+            [listener if tls is None else trio.SSLListener(listener, tls) for listener in listeners],  # type: ignore[misc, arg-type]  # any listener serves
             max_message_size=FRAME_BYTES_MAX,
             message_queue_size=1,
         )
