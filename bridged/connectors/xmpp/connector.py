@@ -309,7 +309,7 @@ class _Session:
         while True:
             silent_s = trio.current_time() - self._client.heard_at
             if silent_s < self._settings.ping_s or self._client.is_paused:
-                await trio.sleep(max(self._settings.ping_s - silent_s, 1.0))
+                await trio.sleep(max(self._settings.ping_s - silent_s, self._settings.ping_s / 10))
                 continue
             try:
                 await self._client.ping(within_s=self._settings.ping_s)
@@ -332,7 +332,7 @@ class _Session:
         with trio.move_on_after(SETTLE_S):
             line = await self._line_of(jid)
         if line is None:
-            return Retry(RETRY_S[2], f"the server of {jid} does not answer")
+            return Retry(RETRY_S[3], f"the server of {jid} does not answer")
         return await line.say(intent)
 
 

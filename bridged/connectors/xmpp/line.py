@@ -35,7 +35,7 @@ HELD_MAX = 2000
 """Held back; where there is an archive, more is read from it, else the stream waits."""
 PUBLISHED_KEPT = 2048
 ENTRY_WAIT_S = 10.0
-RETRY_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+RETRY_S = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 SHUT_RETRY_S = 300.0
 
 
@@ -95,6 +95,8 @@ class Line:
                 failures = 0
                 self.settled.set()
                 self.trouble = await self._carry()
+                if not self.trouble.is_final:
+                    self.settled = trio.Event()
             else:
                 self.settled.set()
                 failures += 1
@@ -113,7 +115,7 @@ class Line:
         reason = f"{self.chat.jid}: {self.trouble.reason if self.trouble else 'not in the room yet'}"
         if self.trouble is not None and self.trouble.is_final:
             return Failed(code="forbidden", message=reason)
-        return Retry(RETRY_S[0], reason)
+        return Retry(RETRY_S[1], reason)
 
     # -- from the platform --------------------------------------------------------------------------------
 
@@ -217,7 +219,7 @@ class Line:
         except Refused as exc:
             self._passed[f"the archive refuses: {exc.error.condition}"] += 1
             if isinstance(refused(exc.error), Retry):
-                await trio.sleep(RETRY_S[2])
+                await trio.sleep(RETRY_S[3])
                 self._is_behind = True
             else:
                 self.chat.features -= {MAM}

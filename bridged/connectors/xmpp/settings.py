@@ -85,9 +85,11 @@ class Settings:
     predecessor's session when the successor comes."""
     typing: bool = False
     """Carry who is typing, both ways."""
-    ping_s: float = attrs.field(default=30.0, validator=[attrs.validators.ge(1), attrs.validators.le(600)])
+    ping_s: float = attrs.field(default=30.0, validator=[attrs.validators.ge(0.1), attrs.validators.le(600)])
     """Ask for a sign of life after so long a silence; none in as long again ends the connection."""
-    confirm_s: float = attrs.field(default=20.0, validator=[attrs.validators.ge(1), attrs.validators.le(600)])
+    confirm_s: float = attrs.field(
+        default=20.0, validator=[attrs.validators.ge(0.1), attrs.validators.le(600)]
+    )
     """What a room neither confirms nor refuses for so long is looked up before it is written again."""
 
     @property

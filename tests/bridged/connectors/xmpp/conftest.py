@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
 import trio
+import trio.testing
 
 from bridged.connectors import ConnectorState
-from bridged.connectors.desk import Credential, Cursor
+from bridged.connectors.desk import Credential, Cursor, fall_of
 from bridged.connectors.intent import Intent, Outcome, Retry, Speaker
+from bridged.connectors.xmpp import client
+from bridged.connectors.xmpp.connector import XmppConnector
+from bridged.connectors.xmpp.settings import Settings, TlsFiles
+from bridged.errors import BadCredentials, ConnectorError
+from bridged.peers.authority import Authority
+from bridged.peers.xmpp import XmppServer, open_xmpp_server
 from bridged.secret import Secret
+from shards import system_env
 
 CHANNEL = "msgr://channels/acme/bridge/xmpp/ops@muc.localhost"
 
@@ -172,3 +182,99 @@ def house() -> House:
 @pytest.fixture
 def intent() -> Callable[..., Intent]:
     return make_intent
+
+
+@attrs.define(eq=False)
+class Site:
+    """A fake server, a house, and the connector between them, kept up as a supervisor would."""
+
+    server: XmppServer
+    house: House
+    nursery: trio.Nursery
+    ca: Path
+    settings: Settings
+    falls: list[ConnectorError] = attrs.field(factory=list)
+    connector: XmppConnector | None = None
+    _scope: trio.CancelScope | None = None
+
+    async def up(self, *channels: str, **changes: Any) -> XmppConnector:
+        """Start the connector (a fresh object, or the one that was there) and wait until it serves."""
+        connector = self._make(channels, changes)
+        await self.nursery.start(self._keep)
+        return connector
+
+    def start(self, changes: dict[str, Any]) -> None:
+        """Start the connector, that it serves or not."""
+        self._make((), changes)
+        self.nursery.start_soon(self._keep_going)
+
+    def _make(self, channels: tuple[str, ...], changes: dict[str, Any]) -> XmppConnector:
+        if self.connector is None:
+            settings = attrs.evolve(self.settings, **changes)
+            self.connector = XmppConnector(settings, channels or (CHANNEL,))
+        return self.connector
+
+    async def _keep_going(self) -> None:
+        await self._keep(task_status=trio.TASK_STATUS_IGNORED)
+
+    async def down(self) -> None:
+        """As a kill: nothing is said to anybody by the house, and all that was in memory is gone."""
+        assert self._scope is not None
+        self._scope.cancel()
+        self.connector = None
+        await trio.testing.wait_all_tasks_blocked(0.01)
+
+    async def wait_fall(self, count: int = 1) -> ConnectorError:
+        await self.house.until(lambda: len(self.falls) >= count)
+        return self.falls[count - 1]
+
+    async def _keep(self, *, task_status: trio.TaskStatus[None]) -> None:
+        assert self.connector is not None
+        connector, status = self.connector, task_status
+        with trio.CancelScope() as self._scope:
+            while True:
+                try:
+                    async with trio.open_nursery() as nursery:
+                        await nursery.start(connector.run, self.house.desk())
+                        status.started()
+                        status = trio.TASK_STATUS_IGNORED
+                except (ConnectorError, BaseExceptionGroup) as exc:
+                    fault = fall_of(exc)
+                    if fault is None:
+                        raise
+                    self.falls.append(fault)
+                    self.house.note()
+                    if isinstance(fault, BadCredentials):
+                        return
+                await trio.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    return Authority(now=time.time())
+
+
+@pytest.fixture
+async def site(
+    house: House, authority: Authority, tmp_path: Path, nursery: trio.Nursery
+) -> AsyncIterator[Site]:
+    async with open_xmpp_server(system_env(), host="127.0.0.1", authority=authority) as server:
+        server.add_user("bridge", "pw-bridge")
+        ca = server.write_ca(tmp_path / "ca.pem")
+        host, port = server.address
+        settings = Settings(
+            instance="main",
+            jid="bridge@localhost",
+            server=f"{host}:{port}",
+            tls=TlsFiles(ca=str(ca)),
+            credential="xmpp/main",
+            nick="acme-bridge",
+        )
+        before = client.library_faults.copy()
+        yield Site(server, house, nursery, ca, settings)
+        nursery.cancel_scope.cancel()
+        unexpected = client.library_faults - before
+        # Written into a connection that was just lost; our own queue has it.
+        unexpected.pop("slixmpp.xmlstream.xmlstream: Exception raised in send queue:", None)
+        allowed = ("No appropriate login", "CERT:", "Parse error")
+        assert not [fault for fault in unexpected if not any(word in fault for word in allowed)]
