@@ -117,6 +117,7 @@ class Turn:
         self.at_ms = int(self.now_s * 1000)
         self.token_bytes = core.env.token_bytes
         self._outbox = core.outbox
+        self._intents: dict[tuple[str, str], list[tuple[str, bytes, bytes]]] = {}
         self._events: list[_Saying] = []
         self._statuses: list[_Saying] = []
         self._last: list[tuple[str, bytes, bytes]] = []
@@ -139,7 +140,13 @@ class Turn:
         self._last.append((topic, key, envelope.encode()))
 
     def close(self) -> None:
-        """Put what was said into the outbox.  The last thing of a turn."""
+        """Put what was said into the outbox.  The last thing of a turn.
+
+        The intents of one connector lie together, in their order: neighbours of one topic are published in one go.
+        """
+        for waiting in self._intents.values():
+            for topic, key, payload in waiting:
+                self._outbox.put(self.tx, topic, key, payload)
         for saying in (*self._events, *self._statuses):
             row = self._outbox.put(self.tx, EVENT_TOPIC, saying.key, saying.envelope.encode())
             if saying.message is not None:
@@ -194,7 +201,8 @@ class Turn:
                 )
                 envelope = draft(decided, channel)
                 topic = topic_for(channel.service, envelope.action, channel.instance)
-                self._outbox.put(self.tx, topic, message.conversation.encode(), envelope.encode())
+                waiting = self._intents.setdefault((channel.service, channel.instance), [])
+                waiting.append((topic, message.conversation.encode(), envelope.encode()))
                 state = DeliveryState.QUEUED
             else:
                 state, error = DeliveryState.DENIED, verdict.to_error()
