@@ -55,8 +55,6 @@ RECEIVE_HWM = 8
 """What a peer can make us hold is this many frames; throughput is the same at 1,000."""
 SEND_HWM = 64
 HANDSHAKE_MS = 5_000
-HEARTBEAT_MS = 5_000
-HEARTBEAT_TIMEOUT_MS = 15_000
 MONITOR_HWM = 100_000
 """A full monitor would stop ZeroMQ's own thread."""
 DIRECTORY_MODE = 0o750
@@ -487,9 +485,8 @@ def _new_socket(kind: int) -> zmq.Socket[bytes]:
         (zmq.RCVHWM, RECEIVE_HWM),
         (zmq.SNDHWM, SEND_HWM),
         (zmq.HANDSHAKE_IVL, HANDSHAKE_MS),
-        (zmq.HEARTBEAT_IVL, HEARTBEAT_MS),
-        (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),
-        (zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS),
+        # No ZMTP heartbeats: libzmq 4.3.5 aborts the process (stream_engine_base.cpp:310) when their timer
+        # fires on a connection that has ended while our inbound pipe was full.  Links ping each other.
         (zmq.IPV6, 1),
     ):
         socket.setsockopt(option, value)
