@@ -385,21 +385,25 @@ class Connection:
         target = self._target(intent)
         if isinstance(target, Failed):
             return target
-        refusal = await self._enter(target)
-        if refusal is not None:
-            return refusal
-        target = self.session.channels.name(target)
-        if progress is None:
-            rendering = render(
-                intent,
-                bytes_max=self.session.text_bytes("PRIVMSG", target),
-                can_redact="draft/message-redaction" in self.session.caps,
-            )
-            if isinstance(rendering, Failed):
-                return rendering
-            progress = Progress(rendering)
-            self._remember(key, progress)
-        outcome = await self._say(intent, target, progress)
+        while True:
+            refusal = await self._enter(target)
+            if refusal is not None:
+                return refusal
+            target = self.session.channels.name(target)
+            if progress is None:
+                rendering = render(
+                    intent,
+                    bytes_max=self.session.text_bytes("PRIVMSG", target),
+                    can_redact="draft/message-redaction" in self.session.caps,
+                )
+                if isinstance(rendering, Failed):
+                    return rendering
+                progress = Progress(rendering)
+                self._remember(key, progress)
+            outcome = await self._say(intent, target, progress)
+            # Refused because we were put out meanwhile: nobody read it, and it goes on when we are back.
+            if not isinstance(outcome, Failed) or self._attendance.want(target).is_in:
+                break
         if not isinstance(outcome, Retry):
             self._memory.progress.pop(key, None)
         return outcome
