@@ -36,11 +36,12 @@ class BoundedParser:
     def feed(self, data: bytes) -> None:
         """Take bytes of the stream; a fault shows in `read_events`."""
         self._bytes += len(data)
-        # A declaration may lie across two reads.  expat bounds what entities grow to; this refuses them all.
-        if self._bytes > STANZA_BYTES_MAX or _DECLARATION in self._tail + data:
+        # A declaration may lie across reads.  expat bounds what entities grow to; this refuses them all.
+        around = self._tail + data
+        if self._bytes > STANZA_BYTES_MAX or _DECLARATION in around:
             self._is_refused = True
             return
-        self._tail = data[-(len(_DECLARATION) - 1) :]
+        self._tail = around[-(len(_DECLARATION) - 1) :]
         self._pull.feed(data)
 
     def read_events(self) -> Iterator[tuple[str, Element]]:

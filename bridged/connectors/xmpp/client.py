@@ -315,6 +315,7 @@ class Client:
     async def _close(self) -> None:
         with trio.move_on_after(CLOSE_S + 0.5, shield=True):
             if not self._lost.is_set() and self._ready.is_set() and self._xmpp.transport is not None:
+                self._xmpp.plugin["xep_0198"].sm_id = None  # a goodbye ends the session, too
                 with suppress(Exception):  # whatever the library thinks of it, we are leaving
                     await trio_asyncio.aio_as_trio(self._xmpp.disconnect(wait=CLOSE_S))
         self._xmpp.cancel_connection_attempt()
