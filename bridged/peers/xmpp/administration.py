@@ -66,7 +66,8 @@ def room(server: Server, session: Session, room: Room, iq: Element) -> None:
         _archive(server, session, room, iq, affiliation)
     elif payload.is_a(ns.MUC_OWNER, "query"):
         if affiliation != "owner":
-            server.deliver(session, error(iq, "forbidden"))
+            text = "Only owners can configure rooms"
+            server.deliver(session, error(iq, "forbidden", text=text))
         else:
             _owner(server, session, room, iq, payload)
     elif payload.is_a(ns.MUC_ADMIN, "query"):
@@ -116,8 +117,9 @@ def _owner(server: Server, session: Session, room: Room, iq: Element, query: Ele
     elif form is None:
         server.deliver(session, error(iq, "bad-request"))
     elif form.get("type") == "cancel":
-        if room.locked:
-            destroyed(server, room, el(ns.MUC_OWNER, "destroy"))
+        if room.locked:  # seen: nobody is told
+            room.occupants.clear()
+            server.rooms.close(room)
         server.deliver(session, result(iq))
     else:
         _configure(server, session, room, iq, form)

@@ -40,6 +40,14 @@ class Archive:
         """Forget the oldest `count` messages, as retention does."""
         del self.kept[:count]
 
+    def metadata(self) -> Element:
+        """Where the archive begins and ends."""
+        found = el(ns.MAM, "metadata")
+        for name, entry in zip(("start", "end"), (self.kept[:1], self.kept[-1:]), strict=True):
+            for k in entry:
+                found.add(el(ns.MAM, name, {"id": k.id, "timestamp": utc_seconds(k.at)}))
+        return found
+
     def answer(self, request: Element, *, is_room: bool) -> list[Element]:
         """The results and the `fin`, or an error, of one query."""
         query = request.find(ns.MAM, "query")
@@ -49,8 +57,8 @@ class Archive:
             page = _page(wanted, query)
         except KeyError:
             return [error(request, "item-not-found", kind="modify")]
-        except ValueError:
-            return [error(request, "bad-request")]
+        except ValueError as exc:
+            return [error(request, "bad-request", text=str(exc))]
         out = [
             el(
                 ns.CLIENT,
@@ -71,6 +79,8 @@ class Archive:
             )
             for k in page.entries
         ]
+        if query.find(ns.MAM, "flip-page") is not None:
+            out.reverse()
         rsm = el(ns.RSM, "set")
         if page.entries:
             ends = page.entries[0].id, page.entries[-1].id

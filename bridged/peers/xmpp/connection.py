@@ -148,9 +148,11 @@ class Connection:
         if not self._opened:
             self._open_stream({})
         inner = None
-        if refused.text == "stanza-too-big":
+        text = refused.text if refused.condition == "policy-violation" else ""
+        if text == "stanza-too-big":
             inner = el("urn:xmpp:errors", "stanza-too-big")
-        self.end(refused.condition, refused.text if inner is None else "", inner=inner)
+            text = f"XML stanza is too big (limit {self._parser.bytes_max} bytes)"
+        self.end(refused.condition, text, inner=inner)
 
     # ---------------------------------------------------------------- the stream
 
@@ -182,7 +184,10 @@ class Connection:
         )
         self._raw(head)
         to = given.get("to")
-        if given and to is not None and to != server.domain:
+        if given and to is None:
+            self.end("improper-addressing", "A 'to' attribute is needed")
+            return
+        if given and to != server.domain:
             self.end("host-unknown", "This server does not serve that host")
             return
         if given:
@@ -375,8 +380,7 @@ class Connection:
         if element.name == "resume":
             self._resume(element)
         elif session is None:
-            failed = el(ns.SM, "failed", None, el(ns.STANZA_ERRORS, "unexpected-request"))
-            self._nonza(failed)
+            self._nonza(el(ns.SM, "failed", None, el(ns.STANZA_ERRORS, "service-unavailable")))
         elif element.name == "enable":
             if session.sm_id is not None:
                 self._nonza(el(ns.SM, "failed", None, el(ns.STANZA_ERRORS, "unexpected-request")))
@@ -390,7 +394,7 @@ class Connection:
             if self.answers_acks:
                 self._nonza(el(ns.SM, "a", {"h": str(session.handled % COUNT)}))
         elif element.name == "a" and not self._acknowledge(session, element.get("h") or ""):
-            self.end("undefined-condition", "", inner=el(ns.SM, "handled-count-too-high"))
+            self.end("undefined-condition", "You acknowledged more stanzas than were sent to you")
 
     def _acknowledge(self, session: Session, text: str) -> bool:
         """Forget what the client has; False where it claims more than was sent."""
@@ -412,7 +416,9 @@ class Connection:
             return
         session = server.resumable(previous, self._account)
         if session is None:
-            self._nonza(el(ns.SM, "failed", None, el(ns.STANZA_ERRORS, "item-not-found")))
+            count = server.expired_count(previous)
+            given = {"h": str(count % COUNT) if count is not None else None}
+            self._nonza(el(ns.SM, "failed", given, el(ns.STANZA_ERRORS, "item-not-found")))
             return
         old = session.connection
         if not self._acknowledge(session, element.get("h") or ""):

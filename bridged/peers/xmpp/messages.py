@@ -28,12 +28,11 @@ if TYPE_CHECKING:
 def handle(server: Server, session: Session, message: Element) -> None:
     """Carry out one message of a session."""
     to = message.get("to") or session.account.jid
-    message = message.copy(to=to)
     if jid.host(to) == server.rooms.domain:
         server.rooms.message(session, message)
         return
     if jid.host(to) != server.domain:
-        _refuse(server, session, message, "remote-server-not-found")
+        _refuse(server, session, message, "not-allowed")
         return
     receiver = server.account(to)
     if "@" not in to or receiver is None:
@@ -51,19 +50,41 @@ def handle(server: Server, session: Session, message: Element) -> None:
         copy = message.copy().add(stanza_id(found, receiver.jid))
     elif own_id is not None:
         copy = message.copy().add(stanza_id(own_id, receiver.jid))
+    if message.get("to") == own.jid:
+        message = message.copy(to=None)  # seen: a message to oneself is known as one without an address
     sent = message if own_id is None else message.copy().add(stanza_id(own_id, own.jid))
     if wants_carbons(message):
         for other in list(own.sessions.values()):
-            if other is not session and other.has_carbons and other.jid != to:
+            if other is not session and other.has_carbons:
                 server.deliver(other, _carbon("sent", own.jid, other.jid, sent))
     deliver(server, receiver, copy, session)
 
 
+def from_room(server: Server, to: str, message: Element) -> None:
+    """A room's private message or invitation reaches a user: archived like any other, but without carbons."""
+    account = server.account(to)
+    if account is None:
+        return
+    message = message.copy(to=to)
+    if is_archived(message):
+        found = _archive(server, account, message, message.get("from") or "", server.env.wall())
+        message = message.add(stanza_id(found, account.jid))
+    for session in account.available():
+        if not jid.resource(to) or session.jid == to:
+            server.deliver(session, message)
+
+
 def _refuse(server: Server, session: Session, message: Element, condition: str) -> None:
-    if message.get("type") != "error":
-        kind = "cancel" if condition.startswith("remote") else None
-        name = "not-allowed" if condition.startswith("remote") else condition
-        server.deliver(session, error(message, name, kind=kind))
+    """Bounce a message; one that its sender's archive has already brings its id along."""
+    if message.get("type") == "error":
+        return
+    text = "Communication with remote domains is not enabled" if condition == "not-allowed" else None
+    bounced = error(message, condition, text=text)
+    if condition == "not-allowed" and is_archived(message):
+        own = session.account
+        kept = _archive(server, own, message, jid.bare(message.get("to") or ""), server.env.wall())
+        bounced.add(stanza_id(kept, own.jid))
+    server.deliver(session, bounced)
 
 
 def deliver(server: Server, receiver: Account, message: Element, sender: Session | None) -> None:
@@ -85,7 +106,7 @@ def deliver(server: Server, receiver: Account, message: Element, sender: Session
         _hand(server, target, plain)
         if wants_carbons(message):
             for other in list(receiver.sessions.values()):
-                if other is not target and other.has_carbons and other is not sender:
+                if other is not target and other.has_carbons:
                     server.deliver(other, _carbon("received", receiver.jid, other.jid, plain))
         return
     if kind == "error":
@@ -116,7 +137,7 @@ def is_archived(message: Element) -> bool:
         return False
     if body(message) is not None or is_hinted(message, "store"):
         return True
-    return has_payload(message, ns.RECEIPTS, ns.MARKERS)
+    return has_payload(message, ns.RECEIPTS, ns.MARKERS, "jabber:x:conference")
 
 
 def wants_carbons(message: Element) -> bool:
@@ -135,7 +156,7 @@ def _carbon(kind: str, owner: str, to: str, message: Element) -> Element:
     return el(
         ns.CLIENT,
         "message",
-        {"from": owner, "to": to, "type": message.get("type")},
+        {"from": owner, "to": to, "type": message.get("type") or "normal"},
         el(ns.CARBONS, kind, None, el(ns.FORWARD, "forwarded", None, message)),
     )
 
@@ -154,7 +175,7 @@ def come_online(server: Server, session: Session) -> None:
         server.deliver(session, message.copy().add(delay(at, server.domain)))
 
 
-def give_back(server: Server, session: Session, stanza: Element) -> None:
+def give_back(server: Server, session: Session, at: float, stanza: Element) -> None:
     """A session ends and still owes this: the archive has it, or the offline store, or its sender gets it back."""
     if stanza.name != "message" or (stanza.get("type") or "normal") not in ("chat", "normal"):
         return
@@ -164,6 +185,8 @@ def give_back(server: Server, session: Session, stanza: Element) -> None:
     if account.available():
         sender = server.session(stanza.get("from") or "")
         if sender is not None:
-            server.deliver(sender, error(stanza, "recipient-unavailable"))
+            bounced = error(stanza, "recipient-unavailable", kind="cancel")
+            kept = [k.id for k in sender.account.archive.kept if k.stanza.get("id") == stanza.get("id")]
+            server.deliver(sender, bounced.add(*(stanza_id(k, sender.account.jid) for k in kept[-1:])))
         return
-    account.offline.append((server.env.wall(), stanza))
+    account.offline.append((server.env.wall(), stanza.copy().add(delay(at, account.jid))))

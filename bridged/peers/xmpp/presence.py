@@ -21,6 +21,8 @@ def handle(server: Server, session: Session, stanza: Element) -> None:
         return
     if kind in ("subscribe", "subscribed", "unsubscribe", "unsubscribed"):
         _subscription(server, session, stanza, kind, to or "")
+    elif kind == "probe" and to is not None:
+        _probe(server, session, jid.bare(to))
     elif to is not None:
         _directed(server, session, with_avatar(stanza), to)
     elif kind == "unavailable":
@@ -100,6 +102,13 @@ def _to_bare(server: Server, stanza: Element, address: str) -> None:
                 server.deliver(other, stanza.copy(to=account.jid))
 
 
+def _to_interested(server: Server, stanza: Element, account: Account) -> None:
+    """News of subscriptions are for whoever has asked for the roster."""
+    for other in list(account.sessions.values()):
+        if other.presence is not None and other.wants_roster:
+            server.deliver(other, stanza.copy(to=account.jid))
+
+
 def _shown(server: Server, whose: str, to: str, *, only: Session | None = None) -> None:
     """Show one user's resources to another, with the time of their last change."""
     account, asker = server.account(whose), server.account(to)
@@ -110,7 +119,16 @@ def _shown(server: Server, whose: str, to: str, *, only: Session | None = None) 
             continue
         for session in [only] if only is not None else list(asker.sessions.values()):
             if session.presence is not None:
-                server.deliver(session, _remembered(server, theirs, asker.jid))
+                to = session.jid if only is not None else asker.jid
+                server.deliver(session, _remembered(server, theirs, to))
+
+
+def _probe(server: Server, session: Session, address: str) -> None:
+    """A client asks for somebody's presence; who is not subscribed hears nothing."""
+    own, other = session.account, server.account(address)
+    contact = other.roster.get(own.jid) if other is not None else None
+    if other is own or (contact is not None and contact.subscription in ("from", "both")):
+        _shown(server, address, own.jid, only=session)
 
 
 def gone(server: Server, session: Session, status: str | None) -> None:
@@ -151,11 +169,28 @@ def _directed(server: Server, session: Session, stanza: Element, to: str) -> Non
 # -------------------------------------------------------------------- subscriptions
 
 
+def removed(server: Server, account: Account, contact: Contact) -> None:
+    """A contact was taken off a roster: the other side loses what it had."""
+    other = server.account(contact.jid)
+    theirs = other.roster.get(account.jid) if other is not None else None
+    if other is None or theirs is None:
+        return
+    for kind, had, left in (
+        ("unsubscribed", ("from", "both"), {"to": "none", "both": "from"}),
+        ("unsubscribe", ("to", "both"), {"from": "none", "both": "to"}),
+    ):
+        if contact.subscription in had:
+            theirs.subscription = left.get(theirs.subscription, theirs.subscription)
+            given = {"type": kind, "from": account.jid, "to": other.jid}
+            _to_bare(server, el(ns.CLIENT, "presence", given), other.jid)
+            push(server, other, theirs)
+
+
 def push(server: Server, account: Account, contact: Contact) -> None:
     """Tell every resource that has asked for the roster of a change in it."""
     for session in list(account.sessions.values()):
         if session.wants_roster:
-            given = {"type": "set", "id": server.new_id(8), "to": session.jid}
+            given = {"type": "set", "id": server.new_id(12)}
             server.deliver(session, el(ns.CLIENT, "iq", given, el(ns.ROSTER, "query", None, item(contact))))
 
 
@@ -184,12 +219,12 @@ def _subscription(server: Server, session: Session, stanza: Element, kind: str, 
         if contact.subscription not in ("to", "both"):
             contact.ask = True
         push(server, own, contact)
-        if other is None:
-            return
         for mine in own.sessions.values():
             if mine.presence is not None and contact.ask:
                 given = {"type": "unavailable", "from": address, "to": own.jid}
                 server.deliver(mine, el(ns.CLIENT, "presence", given))
+        if other is None:
+            return
         if theirs is not None and theirs.subscription in ("from", "both"):
             return
         other.pending[own.jid] = stanza
@@ -201,16 +236,18 @@ def _subscription(server: Server, session: Session, stanza: Element, kind: str, 
         if other is not None and theirs is not None and theirs.ask:
             theirs.ask = False
             theirs.subscription = {"none": "to", "from": "both"}.get(theirs.subscription, theirs.subscription)
-            _to_bare(server, stanza, address)
+            _to_interested(server, stanza, other)
             push(server, other, theirs)
             _shown(server, own.jid, other.jid)
+        if contact.subscription == "both":  # seen: the one who approves is shown the other once more
+            _shown(server, address, own.jid)
     elif kind == "unsubscribe":
         contact.subscription = {"to": "none", "both": "from"}.get(contact.subscription, contact.subscription)
         contact.ask = False
         push(server, own, contact)
         if other is not None and theirs is not None:
             theirs.subscription = {"from": "none", "both": "to"}.get(theirs.subscription, theirs.subscription)
-            _to_bare(server, stanza, address)
+            _to_interested(server, stanza, other)
             push(server, other, theirs)
     else:
         contact.subscription = {"from": "none", "both": "to"}.get(contact.subscription, contact.subscription)
@@ -219,7 +256,7 @@ def _subscription(server: Server, session: Session, stanza: Element, kind: str, 
         if other is not None and theirs is not None:
             theirs.ask = False
             theirs.subscription = {"to": "none", "both": "from"}.get(theirs.subscription, theirs.subscription)
-            _to_bare(server, stanza, address)
+            _to_interested(server, stanza, other)
             push(server, other, theirs)
             for mine in own.sessions.values():
                 given = {"type": "unavailable", "from": mine.jid}

@@ -21,15 +21,21 @@ def handle(server: Server, session: Session, iq: Element) -> None:
     kind = iq.get("type")
     to = iq.get("to")
     payload = next(iq.elements(), None)
-    if kind not in ("get", "set", "result", "error") or (kind in ("get", "set") and payload is None):
-        server.deliver(session, error(iq, "bad-request"))
+    is_request = kind in ("get", "set")
+    if (
+        kind not in ("get", "set", "result", "error")
+        or iq.get("id") is None
+        or (is_request and payload is None)
+    ):
+        server.deliver(session, error(iq, "bad-request", text="Invalid IQ").copy(to=None))
         return
     if to is not None and jid.host(to) == server.rooms.domain:
         server.rooms.query(session, iq)
         return
     if to is not None and jid.host(to) != server.domain:
         if kind in ("get", "set"):
-            server.deliver(session, error(iq, "not-allowed"))
+            text = "Communication with remote domains is not enabled"
+            server.deliver(session, error(iq, "not-allowed", text=text))
         return
     if to is not None and jid.resource(to):
         target = server.session(to)
@@ -62,10 +68,13 @@ def _own(server: Server, session: Session, iq: Element, payload: Element, kind: 
             server.deliver(session, result(iq, archive_form()))
             return
         session.has_queried_archive = True
-        for stanza in session.account.archive.answer(
-            iq.copy(to=iq.get("to") or session.account.jid), is_room=False
-        ):
+        for stanza in session.account.archive.answer(iq, is_room=False):
             server.deliver(session, stanza)
+    elif payload.is_a(ns.MAM, "metadata") and not to_server:
+        server.deliver(session, result(iq, session.account.archive.metadata()))
+    elif payload.is_a(ns.MAM, "prefs") and not to_server:
+        kept = el(ns.MAM, "prefs", {"default": "always"}, el(ns.MAM, "always"), el(ns.MAM, "never"))
+        server.deliver(session, result(iq, kept))
     elif payload.is_a(ns.INFO, "query"):
         server.deliver(session, result(iq, _info(server, payload, to_server=to_server)))
     elif payload.is_a(ns.ITEMS, "query"):
@@ -75,6 +84,8 @@ def _own(server: Server, session: Session, iq: Element, payload: Element, kind: 
         server.deliver(session, result(iq, el(ns.VCARD, "vCard")))
     elif payload.is_a(ns.BLOCKING, "blocklist"):
         server.deliver(session, result(iq, el(ns.BLOCKING, "blocklist")))
+    elif payload.is_a("jabber:iq:register", "query") and kind == "set":
+        _change_password(server, session, iq, payload)
     elif payload.is_a(ns.VERSION, "query"):
         name = el(ns.VERSION, "name", None, "Prosody"), el(ns.VERSION, "version", None, CLIENT_VERSION)
         server.deliver(session, result(iq, el(ns.VERSION, "query", None, *name)))
@@ -91,12 +102,22 @@ def _own(server: Server, session: Session, iq: Element, payload: Element, kind: 
         server.deliver(session, error(iq, "service-unavailable"))
 
 
+def _change_password(server: Server, session: Session, iq: Element, payload: Element) -> None:
+    password = payload.text_of("jabber:iq:register", "password")
+    if not password:
+        server.deliver(session, error(iq, "bad-request"))
+        return
+    session.account.password = password
+    for other in list(session.account.sessions.values()):
+        if other is not session and other.connection is not None:
+            other.connection.end("reset", "Password changed")
+    server.deliver(session, result(iq))
+
+
 def _other(server: Server, session: Session, iq: Element, payload: Element) -> None:
     """To somebody else's account."""
     if payload.is_a(ns.VCARD, "vCard"):
         server.deliver(session, result(iq, el(ns.VCARD, "vCard")))
-    elif payload.is_a(ns.MAM, "query"):
-        server.deliver(session, error(iq, "forbidden"))
     else:
         server.deliver(session, error(iq, "service-unavailable"))
 
@@ -139,7 +160,8 @@ def _roster(server: Server, session: Session, iq: Element, payload: Element, kin
         query = el(ns.ROSTER, "query", {"ver": "1"} if payload.get("ver") is not None else None)
         server.deliver(session, result(iq, query.add(*(presence.item(c) for c in shown))))
         return
-    changed = payload.find(ns.ROSTER, "item")
+    items = payload.find_all(ns.ROSTER, "item")
+    changed = items[0] if len(items) == 1 else None
     address = jid.bare(changed.get("jid") or "") if changed is not None else ""
     if changed is None or not jid.is_legal(address):
         server.deliver(session, error(iq, "bad-request"))
@@ -147,11 +169,11 @@ def _roster(server: Server, session: Session, iq: Element, payload: Element, kin
     if changed.get("subscription") == "remove":
         gone = account.roster.pop(address, None)
         if gone is None:
-            server.deliver(session, error(iq, "item-not-found"))
+            server.deliver(session, error(iq, "item-not-found", kind="modify"))
             return
-        gone.subscription, gone.ask = "remove", False
         server.deliver(session, result(iq))
-        presence.push(server, account, gone)
+        presence.push(server, account, Contact(address, subscription="remove"))
+        presence.removed(server, account, gone)
         return
     contact = account.roster.setdefault(address, Contact(address))
     contact.name = changed.get("name")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from bridged.peers.stamp import from_utc
-from bridged.peers.xmpp import jid, ns
+from bridged.peers.xmpp import jid, messages, ns
 from bridged.peers.xmpp.archive import Archive, Kept
 from bridged.peers.xmpp.stanza import (
     body,
@@ -120,14 +120,15 @@ class Rooms:
         if kind is not None:
             return
         if not nick:
-            self._refuse(session, stanza, "jid-malformed", by=self.domain)
+            self._refuse(session, stanza, "service-unavailable", by=None)
             return
         entering = stanza.find(ns.MUC, "x")
         if here is not None and room is not None:
             self._here(session, room, here, nick, stanza, entering)
             return
         if entering is None:
-            self._refuse(session, stanza, "item-not-found", by=self.domain)
+            text = NOT_JOINED
+            self._refuse(session, stanza, "item-not-found", by=jid.bare(to), text=text)
             return
         is_new = room is None
         if room is None:
@@ -144,8 +145,10 @@ class Rooms:
         session.directed.add(room.jid)
         self._enter(session, room, occupant, stanza, entering, is_new=is_new)
 
-    def _refuse(self, session: Session, stanza: Element, condition: str, *, by: str) -> None:
-        self._server.deliver(session, error(stanza, condition, by=by))
+    def _refuse(
+        self, session: Session, stanza: Element, condition: str, *, by: str | None, text: str | None = None
+    ) -> None:
+        self._server.deliver(session, error(stanza, condition, by=by, text=text))
 
     def role_of(self, room: Room, bare: str) -> str:
         """The role that an affiliation brings."""
@@ -210,12 +213,13 @@ class Rooms:
         mine = session.jid
         stanza = stanza.without((ns.MUC, "x"))
         occupant.presences[mine] = stanza
+        first = next(iter(occupant.presences.values()))
         for _, full in room.addresses():
             if full != mine:
-                self._send(full, self.shown(room, occupant, stanza, full))
+                self._send(full, self.shown(room, occupant, first, full))
         for other in list(room.occupants.values()):
             if other is not occupant:
-                self._send(mine, self.shown(room, other, next(reversed(other.presences.values())), mine))
+                self._send(mine, self.shown(room, other, next(iter(other.presences.values())), mine))
         codes = ("201",) if is_new else ()
         self._send(mine, self.shown(room, occupant, stanza, mine, codes=codes))
         self._history(room, mine, entering)
@@ -286,7 +290,9 @@ class Rooms:
                 x.add(el(ns.MUC_USER, "status", {"code": "100"}))
             x.add(el(ns.MUC_USER, "status", {"code": "110"}))
         made = stanza.copy(to=to, **{"from": f"{room.jid}/{occupant.nick}"})
-        return made.add(el(ns.OCCUPANT, "occupant-id", {"id": self._id(room, occupant)}), x)
+        if not (mine and "303" in codes):
+            made.add(el(ns.OCCUPANT, "occupant-id", {"id": self._id(room, occupant)}))
+        return made.add(x)
 
     def _id(self, room: Room, occupant: Occupant) -> str:
         return self._server.occupant_id(room.jid, occupant.jid)
@@ -322,10 +328,13 @@ class Rooms:
     ) -> None:
         """One address of an occupant goes; with the last, the occupant."""
         if len(occupant.presences) > 1:
-            away = self.shown(room, occupant, stanza, full)
+            away = self.shown(room, occupant, stanza, full)  # seen: the items still name everyone
+            rest = next(p for other, p in occupant.presences.items() if other != full)
+            for _, other in self._others_first(room, occupant):
+                if other != full:
+                    self._send(other, self.shown(room, occupant, rest, other))
+            self._send(full, away.without((ns.OCCUPANT, "occupant-id")))
             del occupant.presences[full]
-            self._announce(room, occupant, next(reversed(occupant.presences.values())))
-            self._send(full, away)
             return
         for _, other in self._others_first(room, occupant):
             self._send(
@@ -368,10 +377,9 @@ class Rooms:
                 s.get("type") == "groupchat" and jid.bare(s.get("from") or "") == room.jid for s in owed
             )
             stanza = el(ns.CLIENT, "presence", {"type": "unavailable"})
+            status = "Kicked: recipient unavailable" if unread else status
             if status is not None:
                 stanza.add(el(ns.CLIENT, "status", None, status))
-            if unread:
-                stanza.add(el(ns.CLIENT, "status", None, "Kicked: recipient unavailable"))
             self.leave(room, occupant, session.jid, stanza, codes=("333",) if unread else ())
 
     def _send(self, full: str, stanza: Element) -> None:
@@ -401,7 +409,8 @@ class Rooms:
         elif kind != "groupchat":
             self._server.deliver(session, error(message, "service-unavailable"))
         elif occupant.role == "visitor":
-            self._server.deliver(session, error(message, "forbidden"))
+            text = "You currently do not have permission to speak in this chat"
+            self._server.deliver(session, error(message, "forbidden", text=text))
         elif message.find(ns.CLIENT, "subject") is not None and body(message) is None:
             self._change_subject(session, room, occupant, message)
         else:
@@ -440,7 +449,8 @@ class Rooms:
 
     def _change_subject(self, session: Session, room: Room, occupant: Occupant, message: Element) -> None:
         if occupant.role != "moderator" and not room.is_set("muc#roomconfig_changesubject"):
-            self._server.deliver(session, error(message, "forbidden"))
+            text = "You are not allowed to change the subject"
+            self._server.deliver(session, error(message, "forbidden", text=text))
             return
         subject = message.find(ns.CLIENT, "subject")
         assert subject is not None
@@ -458,14 +468,14 @@ class Rooms:
             )
             return
         if message.get("type") == "groupchat":
-            self._server.deliver(session, error(message, "bad-request"))
+            self._server.deliver(session, error(message, "bad-request", by=room.jid))
             return
         made = without_forged_ids(message, room.jid).copy(**{"from": f"{room.jid}/{occupant.nick}"})
         made.add(el(ns.OCCUPANT, "occupant-id", {"id": self._id(room, occupant)}))
         if made.find(ns.MUC_USER, "x") is None:
             made.add(el(ns.MUC_USER, "x"))
         for full in target.presences:
-            self._send(full, made)
+            messages.from_room(self._server, full, made)
 
     def _invitation(self, session: Session, room: Room, message: Element, user: Element) -> None:
         """A mediated invitation, or its answer."""
@@ -479,9 +489,14 @@ class Rooms:
             passed = asked.copy(to=None, **{"from": sender})
             made = message.copy(**{"from": room.jid, "to": guest}).without((ns.MUC_USER, "x"))
             made.add(el(ns.MUC_USER, "x", None, passed))
-            account = self._server.account(guest)
-            for other in account.available() if account is not None else []:
-                self._server.deliver(other, made)
+            why = asked.text_of(ns.MUC_USER, "reason")
+            tail = f" ({why})" if why else ""
+            if kind == "invite":
+                text = f"{sender} invited you to the room {room.jid}{tail}"
+                made.add(el("jabber:x:conference", "x", {"jid": room.jid}, *([why] if why else [])))
+            else:
+                text = f"{sender} declined your invite to the room {room.jid}{tail}"
+            messages.from_room(self._server, guest, made.add(el(ns.CLIENT, "body", None, text)))
 
     # ---------------------------------------------------------------- queries
 
@@ -498,8 +513,10 @@ class Rooms:
                 administration.service(self._server, session, iq)
             return
         if room is None:
+            archive = payload is not None and payload.space == ns.MAM
             if kind in ("get", "set"):
-                self._server.deliver(session, error(iq, "item-not-found", by=self.domain))
+                by = None if archive else self.domain
+                self._server.deliver(session, error(iq, "item-not-found", by=by))
             return
         if not nick:
             if kind in ("get", "set"):

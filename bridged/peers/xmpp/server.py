@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from bridged.peers.xmpp.faults import Faults
 
 LOG_MAX = 200_000
+EXPIRED_MAX = 1000
+"""Sessions that ran out whose counts are still told to a late resume."""
 
 
 @attrs.frozen
@@ -73,6 +75,7 @@ class Server:
         """Set, and made anew, whenever the log grows."""
         self.faults: Faults
         self._sleepers: dict[str, Session] = {}
+        self._expired: OrderedDict[str, int] = OrderedDict()
 
     # ---------------------------------------------------------------- users and sessions
 
@@ -101,7 +104,7 @@ class Server:
         if old is not None:
             if old.connection is not None:
                 old.connection.end("conflict", "Replaced by new connection")
-            self.close_session(old, None)
+            self.close_session(old, "Disconnected: Replaced by new connection")
         made = Session(account, resource, deliver)
         account.sessions[resource] = made
         return made
@@ -114,15 +117,20 @@ class Server:
         session.sleeping = False
         if session.sm_id is not None:
             self._sleepers.pop(session.sm_id, None)
+            if expired:
+                self._expired[session.sm_id] = session.handled
+                while len(self._expired) > EXPIRED_MAX:
+                    self._expired.popitem(last=False)
         account = session.account
         owed = [stanza for _, stanza in session.unacked]
+        owed_at = [at for at, _ in session.unacked]
         session.unacked.clear()
         self.rooms.session_gone(session, status, owed=owed if expired else [])
         presence.gone(self, session, status)
         if account.sessions.get(session.resource) is session:
             del account.sessions[session.resource]
-        for stanza in owed:
-            messages.give_back(self, session, stanza)
+        for at, stanza in zip(owed_at, owed, strict=True):
+            messages.give_back(self, session, at, stanza)
 
     # ---------------------------------------------------------------- XEP-0198
 
@@ -142,7 +150,7 @@ class Server:
     async def _expire(self, session: Session, sm_id: str) -> None:
         await trio.sleep(self.options.hibernation_s)
         if self._sleepers.get(sm_id) is session and session.sleeping:
-            self.close_session(session, None, expired=True)
+            self.close_session(session, "Disconnected: Resumption timed out", expired=True)
 
     def resumable(self, sm_id: str, account: Account) -> Session | None:
         """The session that a client may resume under this id."""
@@ -150,6 +158,10 @@ class Server:
             if session.sm_id == sm_id and session.sm_resumable and not session.gone:
                 return session
         return None
+
+    def expired_count(self, sm_id: str) -> int | None:
+        """How many stanzas a session that ran out had taken; None for one that is not remembered."""
+        return self._expired.get(sm_id)
 
     def wake(self, session: Session) -> None:
         """The session goes on on a new connection."""
@@ -167,8 +179,8 @@ class Server:
         to = stanza.get("to")
         if to is not None and not jid.is_legal(to):
             if stanza.get("type") != "error":
-                bounced = error(stanza, "jid-malformed")
-                self.deliver(session, bounced)
+                text = "The destination address is invalid"
+                self.deliver(session, error(stanza, "jid-malformed", text=text))
             return
         if stanza.name == "message":
             messages.handle(self, session, stanza)
