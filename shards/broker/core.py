@@ -35,8 +35,10 @@ from shards.link import KIND_HELLO, Data, Established, Lost, NeedSend, Reason, R
 from shards.log import Appended, Log
 
 HOUSEKEEPING_S = 0.25
-LINGER_S = 0.5
+LINGER_S = 0.1
 """A link that has ended may read its last frame for so long before it is cut."""
+SILENT_S_MAX = 30.0
+"""A client that has nothing to say says that every five seconds; one that does not is gone."""
 STALLED_RETRY_S = 0.002
 OVERLOADED_RETRY_MS = 100
 SPAN_RECORDS_MAX = 65_536
@@ -74,7 +76,7 @@ class Core:
         self._serials = itertools.count(1)
         self._cutter = Cutter()
         self._peers: dict[bytes, Peer] = {}
-        self._ended: dict[bytes, float] = {}
+        self._ended: set[bytes] = set()
         self._feeds: set[Feed] = set()
         self._by_topic: dict[tuple[str, str], dict[Feed, None]] = {}
         self._by_journal: dict[str, dict[Feed, None]] = {}
@@ -115,7 +117,7 @@ class Core:
             for peer_id, frame in arrived:
                 self._hear(peer_id, frame)
             for peer_id in self._frames.lost():
-                self._ended.pop(peer_id, None)
+                self._ended.discard(peer_id)
                 peer = self._peers.get(peer_id)
                 if peer is not None:
                     self._drop(peer, fell=True)
@@ -146,27 +148,22 @@ class Core:
 
     async def keep_house(self) -> NoReturn:
         """Time-outs of all kinds."""
-        tick = 0
         while True:
             await trio.sleep(HOUSEKEEPING_S)
-            tick += 1
             now = trio.current_time()
             for peer in list(self._peers.values()):
                 if peer.principal is None and now - peer.opened_at > self.limits.handshake_s:
                     self._end(peer, Reason.NO_SESSION, fell=False)
                 elif peer.is_stalled:
                     self._sweep.set()
-            for peer_id, cut_at in list(self._ended.items()):
-                if cut_at <= now:
-                    self._frames.cut(peer_id)
-                    del self._ended[peer_id]
+                elif now - peer.heard_at > SILENT_S_MAX:
+                    self._end(peer, Reason.NO_SESSION, fell=True)
             self.requests.sweep()
-            if tick % 4 == 0:
-                for feed in self._feeds:
-                    if isinstance(feed, GroupFeed):
-                        feed.expire()
-                    if feed.scan < self.log.head:
-                        feed.wake()
+            for feed in self._feeds:
+                if isinstance(feed, GroupFeed):
+                    feed.expire()
+                if feed.scan < self.log.head:
+                    feed.wake()
 
     async def save_groups(self) -> NoReturn:
         """Store the groups' positions, those of a few commits together."""
@@ -236,13 +233,15 @@ class Core:
         """One frame of one link.  Whatever goes wrong here ends this link and no other."""
         if peer_id in self._ended:
             return
+        now = trio.current_time()
         peer = self._peers.get(peer_id)
         if peer is None:
             peer = self._greet(peer_id, frame)
             if peer is None:
                 return
+        peer.heard_at = now
         try:
-            for event in peer.link.receive_frame(frame, trio.current_time()):
+            for event in peer.link.receive_frame(frame, now):
                 if isinstance(event, Data):
                     self._receive(peer, event.plaintext)
                 elif isinstance(event, NeedSend):
@@ -292,7 +291,7 @@ class Core:
         if reason is not None:
             peer.end(reason)
             if len(self._ended) < PEERS_SPARE:
-                self._ended[peer_id] = trio.current_time() + LINGER_S
+                self._cut_soon(peer_id)
             else:
                 self._frames.cut(peer_id)
             return None
@@ -374,8 +373,18 @@ class Core:
         """End the link from our side: silent at once, cut when it had time to read why."""
         if not peer.is_dead:
             peer.end(reason)
-            self._ended[peer.id] = trio.current_time() + LINGER_S
+            self._cut_soon(peer.id)
         self._drop(peer, fell=fell)
+
+    def _cut_soon(self, peer_id: bytes) -> None:
+        self._ended.add(peer_id)
+        self._nursery.start_soon(self._cut, peer_id)
+
+    async def _cut(self, peer_id: bytes) -> None:
+        await trio.sleep(LINGER_S)
+        if peer_id in self._ended:
+            self._ended.discard(peer_id)
+            self._frames.cut(peer_id)
 
     def _drop(self, peer: Peer, *, fell: bool) -> None:
         """Forget the link; what it held goes to others."""
@@ -541,6 +550,8 @@ class Core:
     ) -> None:
         try:
             position = await self.log.position_of(tenant, topics[0], frame.at)
+            if position < self.log.first:
+                raise OffsetTrimmed("retention has taken the offset", first=self.log.first)
         except OffsetTrimmed as exc:
             peer.send(wire.Nak(frame.request, wire.Code.TRIMMED, wire.NO_RETRY, str(exc.first)))
             return

@@ -68,6 +68,8 @@ class Feed(abc.ABC):
         Raises:
             OffsetTrimmed: Retention has taken `position`.
         """
+        if position < self.log.first:
+            raise OffsetTrimmed("retention has taken what was to come next", first=self.log.first)
         runs = self.log.tail(position, limit=STEP_RUNS)
         if runs is None:
             page = await self.log.page(position, tenant=self.tenant, topics=self.topics)
@@ -80,6 +82,8 @@ class Feed(abc.ABC):
 
     async def run_at(self, position: int) -> Run | None:
         """The run that holds this record; None where retention has taken it."""
+        if position < self.log.first:
+            return None
         runs: Sequence[Run] | None = self.log.tail(position, limit=1)
         if runs is None:
             for run in self._page:

@@ -50,7 +50,7 @@ class Peer:
         self.link = link
         self.principal: Principal | None = None
         self.assembly = wire.Assembly()
-        self.opened_at = trio.current_time()
+        self.opened_at = self.heard_at = trio.current_time()
         self.is_dead = False
         self.enrolling: str | None = None
         """The invite with which a newcomer has proven itself."""

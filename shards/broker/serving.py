@@ -302,6 +302,7 @@ async def open_broker(
         ShardsError: The endpoint or the key file is unfit.
         LogError: The log cannot be opened.  StorageFailed, in a group, when it fails later.
     """
+    addresses = [_host_port(address) for address in tcp]
     static = await env.run_sync(_load_key, state, env.token_bytes)
     async with open_log(env, state / LOG_FILE) as log:
         principals, invites, groups = await log.database.read(
@@ -330,8 +331,8 @@ async def open_broker(
                 ):
                     nursery.start_soon(task)
                 broker = Broker(env, log, core, endpoint=endpoint, shard=shard, server_public=static.public)
-                for address in tcp:
-                    acceptor = await nursery.start(serve_tcp_acceptor, env, *_host_port(address), endpoint)
+                for host, port in addresses:
+                    acceptor = await nursery.start(serve_tcp_acceptor, env, host, port, endpoint)
                     broker.tcp_ports += (acceptor.port,)
                 try:
                     yield broker
