@@ -132,7 +132,8 @@ class Publisher:
     async def wait_room(self) -> None:
         """Wait while too much is queued."""
         while self._queued_octets > QUEUE_OCTETS:
-            self._room = trio.Event()
+            if self._room.is_set():
+                self._room = trio.Event()
             await self._room.wait()
 
     def add(

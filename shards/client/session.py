@@ -46,7 +46,7 @@ class Session:
 
     def send(self, frame: wire.Frame) -> None:
         """Send; what the socket will not take waits in order.  Nothing happens on a link that is over."""
-        if self.is_over:
+        if self.is_over or self._link.is_lost:
             return
         self._queue.extend(wire.encode(frame))
         if self._sealed is None:
@@ -60,6 +60,7 @@ class Session:
                 nursery.start_soon(self._retry_stalled)
                 with suppress(LinkLost):
                     await self._receive(heard)
+                self.is_over = True
                 nursery.cancel_scope.cancel()
         finally:
             await self.aclose()
@@ -115,7 +116,7 @@ class Session:
                     self._stalled.set()
                     return
                 self._sealed = None
-            if not self._queue or self.is_over:
+            if not self._queue or self.is_over or self._link.is_lost:
                 return
             self._sealed = self._link.seal(self._queue.popleft(), now)
 

@@ -300,6 +300,7 @@ async def test_positions_survive_a_restart_and_a_group_of_other_topics_is_refuse
         async with fabric.connect(identity) as client:
             await client.publish(TOPIC, [b"3"], key=b"k")
             assert [record.payload for record in await take(client, "g", 1)] == [b"3"]
+        await wait_until(lambda: [g.members for g in fabric.broker.groups("acme")] == [0])
         await fabric.broker.drop_group("acme", "g")
         assert fabric.broker.groups("acme") == []
 
