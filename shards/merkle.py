@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import attrs
 import nacl.bindings
@@ -75,9 +76,14 @@ def sign_batch(payloads: Sequence[bytes], signing_seed: bytes) -> BatchSignature
         raise LocalProtocolError(f"a batch has 1 to {BATCH_MAX} payloads, not {len(payloads)}")
     levels = _levels_of(payloads)
     root = levels[-1][0]
-    _, secret = nacl.bindings.crypto_sign_seed_keypair(signing_seed)
-    signed = nacl.bindings.crypto_sign(_to_be_signed(len(payloads), root), secret)
+    signed = nacl.bindings.crypto_sign(_to_be_signed(len(payloads), root), _secret_key(signing_seed))
     return BatchSignature(len(payloads), root, signed[:SIGNATURE_BYTES], levels)
+
+
+@lru_cache(maxsize=64)
+def _secret_key(signing_seed: bytes) -> bytes:
+    """libsodium's form of the key; deriving it anew would cost ten times the signature."""
+    return nacl.bindings.crypto_sign_seed_keypair(signing_seed)[1]
 
 
 def batch_of(payloads: Sequence[bytes], signature: bytes) -> BatchSignature:
