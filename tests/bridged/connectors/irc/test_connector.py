@@ -245,7 +245,9 @@ async def test_a_half_open_connection_is_found_by_a_ping(autojump_clock: object,
 
 async def test_a_slow_log_stalls_no_pong(autojump_clock: object, kit: Any) -> None:
     async with running(kit, options={"ping_s": 20.0}) as here:
-        here.net.faults.delay(0.05)  # a server that answers in no time at all would not see our PONG come later
+        here.net.faults.delay(
+            0.05
+        )  # a server that answers in no time at all would not see our PONG come later
         here.house.publish_delay_s = 100.0
         for number in range(50):
             await here.irene.say("#ops", f"line {number}")
