@@ -279,7 +279,8 @@ class Database:
                         break
                     group.append(item)
                     octets += item.octets
-            self._commit_group(group)
+            self._begin_group(group)
+            self._end_group(group)
             try:
                 self._token.run_sync_soon(self._tell, group)
             except trio.RunFinishedError:
@@ -298,7 +299,9 @@ class Database:
                         return
                     continue
                 # The door first, the work after: what is queued while "the disk is busy" joins the group.
-                group = await self.env.run_sync(self._commit_inline)
+                # And another before the COMMIT: it is not done when the work is.
+                group = await self.env.run_sync(self._begin_inline)
+                await self.env.run_sync(self._end_group, group)
                 self._tell(group)
                 if self._checkpoint_is_due():
                     await self.env.run_sync(self._checkpoint)
@@ -309,30 +312,38 @@ class Database:
         self._queue.put(None)
         self._inline_wake.set()
 
-    def _commit_inline(self) -> list[_Item]:
+    def _begin_inline(self) -> list[_Item]:
         group: list[_Item] = []
         octets = 0
         while self._inline and len(group) < GROUP_ITEMS_MAX and octets < GROUP_BYTES_MAX:
             group.append(self._inline.popleft())
             octets += group[-1].octets
-        self._commit_group(group)
+        self._begin_group(group)
         return group
 
-    def _commit_group(self, group: list[_Item]) -> None:
-        """One transaction for all; afterwards each item carries its result or its error."""
+    def _begin_group(self, group: list[_Item]) -> None:
+        """Do the work of all in one transaction."""
+        self._guarded(self._work, group)
+
+    def _end_group(self, group: list[_Item]) -> None:
+        """Make it durable; afterwards each item carries its result or its error."""
+        self._guarded(self._commit, group)
+
+    def _guarded(self, step: Callable[[list[_Item]], None], group: list[_Item]) -> None:
         if self._dead is None:
             try:
-                self._commit_group_or_raise(group)
+                step(group)
             except _GroupFull as exc:
                 for item in group:
-                    item.result, item.error = None, _translate(exc.__cause__ or exc, self.path)
+                    if item.transaction:
+                        item.result, item.error = None, _translate(exc.__cause__ or exc, self.path)
             except (apsw.Error, OSError) as exc:
                 self._die(exc)
         if self._dead is not None:
             for item in group:
                 item.result, item.error = None, _again(self._dead)
 
-    def _commit_group_or_raise(self, group: list[_Item]) -> None:
+    def _work(self, group: list[_Item]) -> None:
         db = self._writer
         assert db is not None
         connection = Connection(db, self._generation)
@@ -348,10 +359,14 @@ class Database:
                     db.execute("ROLLBACK").fetchall()
                 self._generation += 1
                 raise _GroupFull from exc
-            db.execute("COMMIT").fetchall()
+
+    def _commit(self, group: list[_Item]) -> None:
+        assert self._writer is not None
+        if self._writer.in_transaction:
+            self._writer.execute("COMMIT").fetchall()
             self._commits += 1
         for item in group:
-            if not item.transaction:
+            if not item.transaction:  # a read, where there is one connection only
                 try:
                     item.result = self._read_now(item.fn)
                 except Exception as exc:
@@ -515,7 +530,11 @@ def _open_both(
             if env.vfs is None and not path.exists():
                 raise LogError(f"{path} does not exist", hint="Is this the directory of a shard?")
             reader = _open(env, path, apsw.SQLITE_OPEN_READONLY)
-            _check_version(reader, path, migrations, exact=True)
+            try:
+                _check_version(reader, path, migrations, exact=True)
+            except BaseException:
+                _shut(reader)
+                raise
             return None, reader
         _make_file(env, path)
         writer = _open(env, path, apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
@@ -548,12 +567,16 @@ def _make_file(env: Env, path: Path) -> None:
 
 def _open(env: Env, path: Path, flags: int) -> apsw.Connection:
     db = apsw.Connection(str(path), flags=flags, vfs=env.vfs)
-    db.set_busy_timeout(BUSY_MS if env.vfs is None else 0)
-    if env.vfs is not None:
-        # First of all: a Python VFS has no shared memory, so nothing can be read of a WAL file before this.
-        db.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
-    for pragma in _PRAGMAS:
-        db.execute(f"PRAGMA {pragma}").fetchall()
+    try:
+        db.set_busy_timeout(BUSY_MS if env.vfs is None else 0)
+        if env.vfs is not None:
+            # First of all: a Python VFS has no shared memory, so nothing can be read of a WAL file before this.
+            db.execute("PRAGMA locking_mode=EXCLUSIVE").fetchall()
+        for pragma in _PRAGMAS:
+            db.execute(f"PRAGMA {pragma}").fetchall()
+    except BaseException:
+        _shut(db)
+        raise
     return db
 
 

@@ -7,6 +7,7 @@ its number alone.  The shipped classes run in it as they are: only their `Env` i
 - `run_simulation`: virtual time, and a scheduler that follows the seed.  `Trace` hashes what happened.
 - `check_history`: lost, duplicated, reordered, crossed between tenants, read differently by two readers.
 - `cancel_everywhere`: cancel a task at each of its checkpoints in turn.
+- `substituted`: what of the shipped code was replaced, so that a simulation can refuse to prove nothing.
 - `crash_everywhere`, `fail_everywhere`: power cuts and I/O errors at every call to the disk.
 """
 
@@ -25,6 +26,7 @@ from shards.testing.history import (
     check_history,
 )
 from shards.testing.network import Faults, Link, Network
+from shards.testing.shipped import substituted
 from shards.testing.simulation import Trace, check_trio, run_simulation
 from shards.testing.world import Host, World, real_env, simulated_env
 
@@ -55,4 +57,5 @@ __all__ = [
     "real_env",
     "run_simulation",
     "simulated_env",
+    "substituted",
 ]

@@ -74,6 +74,7 @@ class MemoryDisk:
         self.syncs = 0
         self.on_change: Callable[[Logged], None] | None = None
         """Told of each call that changed something; what a crash driver records."""
+        self._cut: tuple[int, Callable[[], None]] | None = None
         self._files: dict[str, _Inode] = {}
         self._boot = 0
         self._is_on = True
@@ -86,6 +87,10 @@ class MemoryDisk:
     @property
     def is_on(self) -> bool:
         return self._is_on
+
+    def cut_after(self, calls: int, then: Callable[[], None]) -> None:
+        """Call `then` in the middle of the calls-th call from now; it should pull the plug."""
+        self._cut = (self.calls + calls, then)
 
     def power_off(self) -> None:
         """From here on every call fails, for every handle that is open."""
@@ -101,6 +106,7 @@ class MemoryDisk:
             inode.pending.clear()
             inode.locked_by = None
         self.fault = None
+        self._cut = None
         self._is_on = True
 
     def image(self, mode: Mode, r: random.Random) -> dict[str, bytes]:
@@ -135,6 +141,11 @@ class MemoryDisk:
             raise apsw.IOError("the power is off")
         self.calls += 1
         self.syncs += kind == "sync"
+        if self._cut is not None and self.calls >= self._cut[0]:
+            (_, then), self._cut = self._cut, None
+            then()
+            if boot != self._boot:
+                raise apsw.IOError("the power went off")
         fault = self.fault
         if fault is not None and kind in fault.kinds:
             fault.seen += 1

@@ -202,7 +202,7 @@ async def test_a_failed_commit_is_the_end_for_everyone(
     def fail(group: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(database, "_commit_group_or_raise", fail)
+    monkeypatch.setattr(database, "_commit", fail)
     with pytest.raises(StorageFailed, match="Input/output error"):
         await database.write(insert(1))
     monkeypatch.undo()

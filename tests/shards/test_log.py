@@ -428,7 +428,7 @@ async def test_storage_that_failed_acknowledges_nothing_again(
     def fail(group: object) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(log.database, "_commit_group_or_raise", fail)
+    monkeypatch.setattr(log.database, "_commit", fail)
     told: list[Exception | None] = []
     for _ in range(5):
         log.append(batch(), lambda _appended, error: told.append(error))
