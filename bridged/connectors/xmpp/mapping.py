@@ -36,6 +36,7 @@ from bridged.connectors.xmpp.stanza import (
     write_stamp,
     xml_text,
 )
+from bridged.richtext import Text, from_html, from_styling, to_html, to_styling
 
 # Ours.
 STANZA_CHARACTERS_MAX = 65_536
@@ -133,11 +134,12 @@ def _spoken(
         remote_id = base64.b32encode(digest).decode()[:26].lower()
     author = chat.author(seen)
     text, kind = _text(seen)
+    html = None if seen.is_unstyled or seen.body is None else styled_html(text)
     if seen.replaces is not None:
         known = chat.by_author(author, seen.replaces)
         if known is not None:
             chat.alias(known, seen.id, remote_id)
-            base |= _about(known, "") | {"edit_id": remote_id, "text": text, "html": None, "kind": kind}
+            base |= _about(known, "") | {"edit_id": remote_id, "text": text, "html": html, "kind": kind}
             return Event("edit_event", base)
         # Not shown to be theirs: it is said as a message of its own.                   XEP-0308, section 5
     is_server_id = remote_id not in (seen.origin_id, seen.id)
@@ -151,7 +153,7 @@ def _spoken(
         reply_to = answered.remote_id if answered is not None else seen.reply_to
     base |= _about(said, "") | {
         "text": text,
-        "html": None,
+        "html": html,
         "kind": kind,
         "reply_to": reply_to,
         "chat": str(chat.jid),
@@ -177,6 +179,12 @@ def _text(seen: Seen) -> tuple[str, str]:
     if body.startswith("/me ") and not seen.is_unstyled:
         return body[4:], "action"
     return body, "message"
+
+
+def styled_html(text: str) -> str | None:
+    """The HTML of a text in message styling; None where it has none.                              XEP-0393"""
+    nodes = from_styling(text)
+    return None if all(isinstance(node, Text) for node in nodes) else to_html(nodes)
 
 
 def _retraction(chat: Chat, seen: Seen, base: dict[str, Any]) -> Event | Passed:
@@ -230,7 +238,8 @@ def outbound(
         original_id: Of an edit: the id that the corrected message had, None where nobody knows it any more.
         reactions: Of a reaction: all that stand at the message for us, of whomever.
     """
-    name, text = intent.sender.name, xml_text(intent.text)
+    name = intent.sender.name
+    text = xml_text(intent.text if intent.html is None else to_styling(from_html(intent.html)))
     parts: list[Element] = []
     if intent.action == "outbound_message":
         body = spoken(name, text, intent.kind)
@@ -264,7 +273,7 @@ def outbound(
     identifier = stanza_id_of(intent)
     if not chat.is_room and intent.action == "outbound_message":
         parts += [element("request", RECEIPTS), element("markable", MARKERS)]
-    if has_styling(body):
+    if intent.html is None and has_styling(text + name):
         parts.append(element("unstyled", STYLING))
     return message(
         str(chat.jid),

@@ -31,6 +31,17 @@ async def test_a_line_goes_both_ways(site: Any) -> None:
     assert site.house.states[-1] == (ConnectorState.RUNNING, "1 of 1 chats")
 
 
+async def test_formatting_crosses_both_ways(site: Any) -> None:
+    house, alice = site.house, await site.server.person("alice")
+    await alice.join(ROOM)
+    await site.up()
+    await alice.say(ROOM, "a *b*")
+    await house.until(house.texts)
+    assert house.last("inbound_stanza")["html"] == "a <strong>b</strong>"
+    await house.outcome(house.say("c d", html="c <em>d</em>"))
+    assert (await alice.receive()).text == "<irene> c _d_"
+
+
 async def test_edits_replies_reactions_and_retractions_go_both_ways(site: Any) -> None:
     house, alice = site.house, await site.server.person("alice")
     await alice.join(ROOM)

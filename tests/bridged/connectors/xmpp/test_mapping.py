@@ -33,6 +33,7 @@ from bridged.connectors.xmpp.stanza import (
     REPLY,
     RETRACT,
     STANZA_ID,
+    STYLING,
     Element,
     StanzaError,
     child,
@@ -114,6 +115,13 @@ def test_me_is_an_action() -> None:
     assert said(hear(room(), "<body>/me waves</body>"))["kind"] == "action"
     unstyled = "<body>/me waves</body><unstyled xmlns='urn:xmpp:styling:0'/>"
     assert said(hear(room(), unstyled))["text"] == "/me waves"
+
+
+def test_styling_is_html_unless_its_author_says_that_it_is_none() -> None:
+    payload = said(hear(room(), "<body>a *b* &lt;i&gt;</body>"))
+    assert (payload["text"], payload["html"]) == ("a *b* <i>", "a <strong>b</strong> &lt;i&gt;")
+    unstyled = "<body>a *b*</body><unstyled xmlns='urn:xmpp:styling:0'/>"
+    assert said(hear(room(), unstyled))["html"] is None
 
 
 def test_a_stanza_id_counts_from_a_room_that_takes_forged_ones_out() -> None:
@@ -306,6 +314,15 @@ def test_a_message_names_its_speaker_and_itself(intent: Callable[..., Intent]) -
     assert origin is not None
     assert origin.get("id") == stanza.get("id") == stanza_id_of(intent("another text"))
     assert stanza.get("id", "").startswith(OWN_PREFIX)
+
+
+def test_html_is_styling_and_plain_text_is_not(intent: Callable[..., Intent]) -> None:
+    rich = built(outbound(room(), intent("hi", html="<b>hi</b> &lt;x&gt;"), original_id=None))
+    assert child_text(rich, "body", CLIENT) == "<irene> *hi* <x>"
+    assert child(rich, "unstyled", STYLING) is None
+    flat = built(outbound(room(), intent("2*3*4"), original_id=None))
+    assert child_text(flat, "body", CLIENT) == "<irene> 2*3*4"
+    assert child(flat, "unstyled", STYLING) is not None
 
 
 def test_two_keys_never_share_an_id(intent: Callable[..., Intent]) -> None:
