@@ -49,8 +49,6 @@ SERVICES = ("irc", "xmpp")
 CONVERSATIONS = 2
 PAUSES_S = (0.0, 0.0, 0.01, 0.3, 1.5)
 """Between two messages of a speaker: bursts and silence."""
-IN_FLIGHT_S = 1.0
-"""Longer than a delivery can be on its way."""
 ACTIONS = ("inbound_message", "edit_event")
 SCHEMA = [
     OUTBOX_SCHEMA,
@@ -392,8 +390,8 @@ class _Connector:
         async with client.subscribe(
             self.subscribes, group=f"{self.service}/a", credit_records=16
         ) as subscription:
-            given_back: dict[int, tuple[int, float]] = {}
             async for records in subscription:
+                given_back: set[int] = set()
                 for record in records:
                     await self.take(subscription, database, record, given_back)
 
@@ -402,17 +400,13 @@ class _Connector:
         subscription: Subscription,
         database: Database,
         record: Record,
-        given_back: dict[int, tuple[int, float]],
+        given_back: set[int],
     ) -> None:
         """Effect and position in one transaction; then the acknowledgement."""
-        waiting, until = given_back.get(record.key, (0, 0.0))
-        if record.position > waiting and trio.current_time() < until:
-            # Handed out before the one that was given back, or after the other member had finished that: as we
-            # cannot tell, back with it too.
-            await subscription.release([record], reason="after one that was given back")
-            return
+        if record.key in given_back:
+            return  # later in the same hand than one that was given back: it comes again, after that
         if self.random.random() < 0.05:
-            given_back[record.key] = (record.position, trio.current_time() + IN_FLIGHT_S)
+            given_back.add(record.key)
             await subscription.release([record], delay_s=self.random.choice([0, 0.1]), reason="not now")
             return
         message = record.payload.split(b"\n", 1)[0].decode()
