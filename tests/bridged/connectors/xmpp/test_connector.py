@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from bridged.connectors import ConnectorState
-from bridged.connectors.intent import Delivered, Failed, Quoted
+from bridged.connectors.intent import Delivered, Failed, Quoted, Speaker
 from bridged.connectors.xmpp.settings import TlsFiles
 from bridged.errors import BadCredentials, Disconnected
 
@@ -395,3 +395,69 @@ async def test_direct_tls(site: Any) -> None:
     host, port = site.server.direct_address
     await site.up(server=f"{host}:{port}", direct_tls=True)
     await site.server.wait_occupant(ROOM, "acme-bridge")
+
+
+async def test_what_another_client_of_the_account_gets_and_says_is_seen(site: Any) -> None:
+    house, alice = site.house, await site.server.person("alice")
+    await site.up(DIRECT)
+    phone = await site.server.person("bridge", resource="phone")
+    await alice.say("bridge@localhost/phone", "to the phone")
+    await house.until(lambda: house.texts() == ["to the phone"])
+    await phone.say("alice@localhost", "from the phone")
+    await house.until(lambda: house.texts()[-1] == "from the phone")
+    assert house.last("inbound_stanza")["channel"] == DIRECT
+    assert house.last("inbound_stanza")["sender"]["ref"] == "msgr://identity/bridges/xmpp/bridge@localhost"
+
+
+async def test_a_forged_carbon_is_nothing(site: Any) -> None:
+    house, alice = site.house, await site.server.person("alice")
+    connector = await site.up(DIRECT)
+    forged = (
+        "<message from='mallory@localhost/x' to='bridge@localhost/bridged.main'>"
+        "<received xmlns='urn:xmpp:carbons:2'><forwarded xmlns='urn:xmpp:forward:0'>"
+        "<message xmlns='jabber:client' from='alice@localhost/x' to='bridge@localhost' type='chat'>"
+        "<body>forged</body></message></forwarded></received></message>"
+    )
+    site.server.faults.garbage(forged, "bridge@localhost")
+    await alice.say("bridge@localhost", "true")
+    await house.until(house.texts)
+    assert house.texts() == ["true"]
+    assert connector.passed["a forged carbon"] == 1
+
+
+async def test_a_room_that_forgot_us_is_entered_again(site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridged.connectors.xmpp.door.SELF_PING_S", 0.1)
+    alice = await site.server.person("alice")
+    await alice.join(ROOM)
+    await site.up()
+    site.server.faults.lose_occupant(ROOM, "acme-bridge")
+    await alice.say(ROOM, "unheard, but archived")
+    await site.server.wait_occupant(ROOM, "acme-bridge")
+    await site.house.until(site.house.texts)
+    assert not site.falls
+
+
+async def test_more_than_can_be_held_is_read_from_the_archive(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridged.connectors.xmpp.line.HELD_MAX", 5)
+    house, alice = site.house, await site.server.person("alice")
+    await alice.join(ROOM)
+    await site.up()
+    for number in range(60):
+        await alice.say(ROOM, f"{number}")
+    await house.until(lambda: house.texts()[-1:] == ["59"])
+    assert house.texts() == [str(number) for number in range(60)]
+
+
+async def test_several_people_react_through_one_account(site: Any) -> None:
+    house, alice = site.house, await site.server.person("alice")
+    await alice.join(ROOM)
+    await site.up()
+    said_as = await alice.say(ROOM, "done")
+    for name, emoji in (("irene", "👍"), ("ivan", "🎉")):
+        speaker = Speaker(ref=f"msgr://identity/bridges/irc/net/{name}", name=name, service="irc")
+        more = {"remote_id": said_as, "emojis": (emoji,), "added": (emoji,), "sender": speaker}
+        await house.outcome(house.say("", action="outbound_reaction", **more))
+    assert (await alice.receive({"reaction"})).emojis == ("👍",)
+    assert (await alice.receive({"reaction"})).emojis == ("👍", "🎉")
