@@ -65,10 +65,17 @@ class Supervisor:
         self._statuses: dict[str, MemberStatus] = {}
         self._wake: dict[str, trio.Event] = {}
         self._scopes: dict[str, trio.CancelScope] = {}
+        self._changed = trio.Event()
 
     def statuses(self) -> list[MemberStatus]:
         """All members in the order of their start."""
         return list(self._statuses.values())
+
+    async def wait_running(self) -> None:
+        """Return once every member is running."""
+        await trio.lowlevel.checkpoint()
+        while any(status.state != "running" for status in self._statuses.values()):
+            await self._changed.wait()
 
     def resume(self, name: str) -> bool:
         """Start a stopped or backing-off member now; False when there is no such member waiting."""
@@ -190,6 +197,8 @@ class Supervisor:
             restart_in_s=restart_in_s,
         )
         self._statuses[name] = status
+        self._changed.set()
+        self._changed = trio.Event()
         self._report(status, fault)
 
 

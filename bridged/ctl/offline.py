@@ -6,6 +6,7 @@ import grp
 import hashlib
 import os
 import pwd
+from collections.abc import Callable
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
@@ -104,7 +105,7 @@ async def init(s: Session) -> None:
         base = Path(s.args.dir).absolute()
         name, path, state, owner = s.args.name or base.name, base / "shard.toml", base / "state", None
     text = _TEMPLATE.format(name=name, state=state, runtime=runtime)
-    made = await s.env.run_sync(_make_shard, s, name, base, path, state, text, owner)
+    made = await s.env.run_sync(make_shard, s.env.token_bytes, name, path, state, text, owner)
     s.out.value(
         made,
         f"shard {name} is made in {base}\n"
@@ -114,12 +115,22 @@ async def init(s: Session) -> None:
     )
 
 
-def _make_shard(
-    s: Session, name: str, base: Path, path: Path, state: Path, text: str, owner: str | None
+def make_shard(
+    token_bytes: Callable[[int], bytes],
+    name: str,
+    path: Path,
+    state: Path,
+    text: str,
+    owner: str | None = None,
 ) -> dict[str, Any]:
+    """Write a shard's configuration `text` to `path`, with all keys that it needs beside it and under `state`.
+
+    Raises:
+        CtlError: There is one already, it cannot be written, or the text is no configuration.
+    """
+    base = path.parent
     if path.exists():
         raise CtlError(f"{path} exists", hint="a shard is made once; take another directory")
-    token_bytes = s.env.token_bytes
     try:
         check_name(name)
         base.mkdir(mode=0o700, parents=True, exist_ok=True)
