@@ -15,11 +15,11 @@ _WHY = {
 
 def gap_text(channel: Channel, begin: datetime, end: datetime, reason: str) -> str:
     """One line for the other rooms, with both times and no word of what was said."""
-    where = " ".join(reversed(channel.pointer)) if channel.service == "irc" else channel.pointer[-1]
+    where = " on ".join(reversed(channel.pointer))
     why = _WHY.get(reason, "the bridge could not listen")
     return (
         f"Gap: between {_shown(begin)} and {_shown(end)} UTC {why};"
-        f" what was said on {where} ({channel.service}) in that time did not arrive here."
+        f" what was said in {where} ({channel.service}) meanwhile did not arrive here."
     )
 
 
