@@ -434,7 +434,7 @@ class Group:
                 flight = self._flights.get(position)
                 if flight is None or flight.lane.member is None or flight.lane.member.id != member:
                     continue  # given back with an earlier one of its run, or no longer held
-                flight.lane.ready_at = ready_at
+                flight.lane.ready_at = max(flight.lane.ready_at, ready_at)
                 self._give_back(flight.lane, position, fell=False, now=now)
 
     def finish(self, position: int, key: int, now: float) -> None:

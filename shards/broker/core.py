@@ -77,7 +77,7 @@ class Core:
         self._cutter = Cutter()
         self._peers: dict[bytes, Peer] = {}
         self._ended: set[bytes] = set()
-        self._feeds: set[Feed] = set()
+        self._feeds: dict[Feed, None] = {}
         self._by_topic: dict[tuple[str, str], dict[Feed, None]] = {}
         self._by_journal: dict[str, dict[Feed, None]] = {}
         self._acking: dict[Peer, None] = {}
@@ -654,7 +654,7 @@ class Core:
         del self.groups[tenant, name]
 
     def _start_feed(self, feed: Feed) -> None:
-        self._feeds.add(feed)
+        self._feeds[feed] = None
         if feed.topics is None:
             self._by_journal.setdefault(feed.tenant, {})[feed] = None
         else:
@@ -670,7 +670,7 @@ class Core:
         feed.scope.cancel()
         if feed not in self._feeds:
             return
-        self._feeds.discard(feed)
+        del self._feeds[feed]
         for topic in feed.topics or ():
             listed = self._by_topic[feed.tenant, topic]
             del listed[feed]

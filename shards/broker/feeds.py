@@ -80,21 +80,20 @@ class Feed(abc.ABC):
         mine = [run for run in runs if run.tenant == tenant and (topics is None or run.topic in topics)]
         return mine, runs[-1].end if runs else self.log.head
 
-    async def run_at(self, position: int) -> Run | None:
-        """The run that holds this record; None where retention has taken it."""
+    def run_in_memory(self, position: int) -> Run | None:
+        """The run that holds this record, if the log or this feed has it in memory."""
         if position < self.log.first:
             return None
-        runs: Sequence[Run] | None = self.log.tail(position, limit=1)
-        if runs is None:
-            for run in self._page:
-                if run.position <= position < run.end:
-                    return run
-            try:
-                page = await self.log.page(position, limit_bytes=1, tenant=self.tenant, topics=self.topics)
-            except OffsetTrimmed:
-                return None
-            runs = page.runs
-        return runs[0] if runs and runs[0].position <= position else None
+        runs = self.log.tail(position, limit=1) or self._page
+        return next((run for run in runs if run.position <= position < run.end), None)
+
+    async def run_from_disk(self, position: int) -> Run | None:
+        """The run that holds this record; None where retention has taken it."""
+        try:
+            page = await self.log.page(position, limit_bytes=1, tenant=self.tenant, topics=self.topics)
+        except OffsetTrimmed:
+            return None
+        return next((run for run in page.runs if run.position <= position < run.end), None)
 
 
 class TailFeed(Feed):
@@ -286,8 +285,6 @@ class GroupFeed(Feed):
             moved = await self._give_waiting() or moved
             moved = await self._refill() or moved
             moved = await self._scan_on() or moved
-            for outlet in self.outlets.values():
-                outlet.flush()
             if moved:
                 self._changed(self)
                 await trio.lowlevel.checkpoint()
@@ -307,7 +304,11 @@ class GroupFeed(Feed):
             position = delivery.position
             run = self._at
             if run is None or not run.position <= position < run.end:
-                run = self._at = await self.run_at(position)
+                run = self.run_in_memory(position)
+                if run is None:
+                    self._flush()  # never sleep on what is assigned: it might be given back meanwhile
+                    run = await self.run_from_disk(position)
+                self._at = run
             if not machine.holds(delivery.member, position):
                 continue  # while the disk was read the member left or the group was moved
             index = position - run.position if run is not None else 0
@@ -318,6 +319,7 @@ class GroupFeed(Feed):
                 continue
             machine.charge(position, len(run.body) // run.n)
             self.outlets[delivery.member].add(run, index, delivery.attempt)
+        self._flush()
         return given > 0
 
     async def _refill(self) -> bool:
@@ -345,11 +347,14 @@ class GroupFeed(Feed):
         if machine.generation != generation:
             return True
         now = trio.current_time()
-        for run in runs:
-            if not self._offer(run, now):
-                return machine.scan > start
-        machine.advance(end)
+        if all(self._offer(run, now) for run in runs):
+            machine.advance(end)
+        self._flush()
         return machine.scan > start
+
+    def _flush(self) -> None:
+        for outlet in self.outlets.values():
+            outlet.flush()
 
     def _offer(self, run: Run, now: float) -> bool:
         machine, outlets, topic = self.machine, self.outlets, run.topic
@@ -375,7 +380,10 @@ class GroupFeed(Feed):
         if not deaths:
             return False
         generation = self.machine.generation
-        runs = [(death, await self.run_at(death.position)) for death in deaths]
+        runs = [
+            (death, self.run_in_memory(death.position) or await self.run_from_disk(death.position))
+            for death in deaths
+        ]
         rows = [self._dead_row(death, run) for death, run in runs if run is not None]
         try:
             if rows:

@@ -74,8 +74,8 @@ class Client:
         self._responders: dict[str, Responder] = {}
         self._orders: dict[int, _Order] = {}
         self._done: dict[Subscription, None] = {}
+        self._fences: dict[int, Subscription] = {}
         self._kicked = trio.Event()
-        self._linked = trio.Event()
         self._publisher = Publisher(
             epoch=int.from_bytes(env.token_bytes(8), "big") >> 2,
             seed=identity.signing_private,
@@ -310,6 +310,7 @@ class Client:
             credit_records=credit_records,
             send=self._send,
             kick=self._kick,
+            fence=self._fence,
         )
         self._subscriptions[number] = subscription
         try:
@@ -331,7 +332,6 @@ class Client:
             self._begin(session)
             await session.run(heard=self._heard)
             self._session = None
-            self._linked = trio.Event()
             delay = BACKOFF_S_MIN
             while True:
                 await trio.sleep(delay * (0.5 + self._env.random.random() / 2))
@@ -380,7 +380,7 @@ class Client:
     def _begin(self, session: Session) -> None:
         """A new link: say again what still counts."""
         self._session = session
-        self._linked.set()
+        self._fences.clear()
         for subscription in self._subscriptions.values():
             subscription.ask()
         for responder in dict.fromkeys(self._responders.values()):
@@ -420,6 +420,8 @@ class Client:
             case wire.Pong():
                 if order := self._orders.get(frame.token):
                     order.settle(frame)
+                elif subscription := self._fences.pop(frame.token, None):
+                    subscription.fenced(frame.token)
             case wire.Ping():
                 self._send(wire.Pong(frame.token, 0))
 
@@ -481,6 +483,14 @@ class Client:
     def _kick(self, subscription: Subscription) -> None:
         self._done[subscription] = None
         self._kicked.set()
+
+    def _fence(self, subscription: Subscription) -> int:
+        """A question whose answer shows that the broker has heard all before it."""
+        token = next(self._numbers)
+        if self._session is not None:
+            self._fences[token] = subscription
+            self._session.send(wire.Ping(token))
+        return token
 
     def _check(self) -> None:
         if self._fatal is not None:

@@ -40,6 +40,7 @@ class Subscription:
         credit_records: int,
         send: Callable[[wire.Frame], None],
         kick: Callable[[Subscription], None],
+        fence: Callable[[Subscription], int],
     ) -> None:
         self.number = number
         self.group = group
@@ -54,11 +55,15 @@ class Subscription:
         self._credit = credit_records
         self._send = send
         self._kick = kick
+        self._fence = fence
+        self._fences: dict[int, int] = {}
+        """Released keys, until the broker has heard of it: what was on its way comes again."""
         self._made = trio.Event()
         self._wake = trio.Event()
         self._buffer: deque[Record] = deque()
         self._passing: OrderedDict[tuple[str, int], Record] = OrderedDict()
         self._done: list[int] = []
+        self._held_back: list[Record] = []
         self._recent: OrderedDict[int, float] = OrderedDict()
         self._settled: set[int] = set()
         self._error: ShardsError | None = None
@@ -109,15 +114,20 @@ class Subscription:
     async def release(self, records: Sequence[Record], *, delay_s: float = 0, reason: str = "") -> None:
         """Give records back: they come again after the delay, with `attempt` + 1.
 
-        The later records of the same keys that were handed out come again with them: do not work on those.
+        The later records of the same keys come again with them.  Those that `receive` has not returned yet are
+        held back here; on those that it has, do not work.
         """
         await trio.lowlevel.checkpoint()
-        positions = self._positions(records)
-        if positions:
-            self.flush_done()
-            delay_ms = max(0, min(int(delay_s * 1000), 2**32 - 1))
-            for spans in _frames_of(positions):
-                self._send(wire.Release(self.number, delay_ms, _short(reason), spans))
+        if not self._positions(records):
+            return
+        self.flush_done()
+        keys = {record.key for record in records if record.position >= 0}
+        held_back = [record for record in self._buffer if record.key in keys]
+        self._buffer = deque(record for record in self._buffer if record.key not in keys)
+        self._give_back([*records, *held_back], delay_s, reason)
+        # The link keeps its order: what comes before the answer to this was sent before the release.
+        token = self._fence(self)
+        self._fences.update((key, token) for key in keys)
 
     async def dead(self, record: Record, *, code: str, reason: str) -> None:
         """Put the record to the group's dead letters; it counts as done."""
@@ -186,7 +196,14 @@ class Subscription:
             else:
                 for item in run.items:
                     self._take(_record(run, item, run))
+        if self._held_back:
+            self._give_back(self._held_back, 0, "")
+            self._held_back = []
         self._wake.set()
+
+    def fenced(self, token: int) -> None:
+        """The broker has heard all that was said before this token."""
+        self._fences = {key: last for key, last in self._fences.items() if last > token}
 
     def ended(self) -> None:
         self._is_ended = True
@@ -234,11 +251,19 @@ class Subscription:
             )
 
     def _take(self, record: Record) -> None:
+        if record.key in self._fences:
+            self._held_back.append(record)
+            return
         if self._settled and record.position in self._settled:
             self._settled.discard(record.position)
             self._note_done([record])
         else:
             self._buffer.append(record)
+
+    def _give_back(self, records: Sequence[Record], delay_s: float, reason: str) -> None:
+        delay_ms = max(0, min(int(delay_s * 1000), 2**32 - 1))
+        for spans in _frames_of(self._positions(records)):
+            self._send(wire.Release(self.number, delay_ms, _short(reason), spans))
 
     def _note_done(self, records: Sequence[Record]) -> None:
         positions = self._positions(records)
@@ -265,6 +290,7 @@ class Subscription:
             return
         self._buffer.clear()
         self._done.clear()
+        self._fences.clear()
         since = trio.current_time() - SETTLED_S
         self._settled = {position for position, at in self._recent.items() if at >= since}
 
