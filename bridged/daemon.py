@@ -24,12 +24,9 @@ from bridged.connectors import Connector
 from bridged.connectors.desk import attend
 from bridged.control import Control
 from bridged.errors import BadCredentials, Banned, ConfigError
-from bridged.facade.directory import ClientSeed, Conversation, Directory, Link
-from bridged.facade.member import FacadeSettings, run_facade
-from bridged.facade.verdicts import Question, Verdict
+from bridged.facade import ClientSeed, Conversation, FacadeSettings, Link, run_facade
 from bridged.gateway.ws import run_gateway
 from bridged.keyring import Card, load_cards, load_key, member_identity, seed_file
-from bridged.policy.decision import VERSION, Allow, decide, inspect
 from bridged.vault.member import run_vault
 from bridged.vault.softtoken import SoftToken
 from shards import restart, shard
@@ -58,18 +55,6 @@ class Running:
 def policy_of(fault: MemberError) -> restart.Policy:
     """Nothing that time mends is not retried; everything else is, for ever."""
     return restart.HOPELESS if isinstance(fault, BadCredentials | Banned) else restart.LOST_CONNECTION
-
-
-def judge(question: Question, directory: Directory) -> Verdict:
-    """The policy, as the facade asks for it."""
-    decision = decide(question, directory, inspect(question.text))
-    is_allowed = isinstance(decision, Allow)
-    return Verdict(
-        is_allowed=is_allowed,
-        rule=decision.rule,
-        reason="" if isinstance(decision, Allow) else decision.reason,
-        policy_version=VERSION,
-    )
 
 
 class Daemon:
@@ -223,7 +208,7 @@ class Daemon:
 
         async def facade(client: Client, task_status: trio.TaskStatus[None]) -> None:
             async with trio.open_nursery() as nursery:
-                await nursery.start(run_facade, env, client, self._facade_settings(tenant), judge)
+                await nursery.start(run_facade, env, client, self._facade_settings(tenant))
                 task_status.started()
 
         return {"control": control, "vault": vault, "audit": audit, "facade": facade}
