@@ -108,6 +108,8 @@ class Membership:
     by: str | None
     reason: str | None
     at: datetime
+    cursor: Cursor | None = None
+    """Where a stream begins for us: what was said before our first join is none of ours."""
 
 
 @attrs.frozen(kw_only=True, slots=True)

@@ -193,6 +193,7 @@ def _membership(form: Form) -> Membership:
         by=form.name_of("by"),
         reason=form.maybe("reason"),
         at=form.time(),
+        cursor=form.cursor(),
     )
 
 
