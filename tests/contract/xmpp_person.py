@@ -6,6 +6,7 @@ import math
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import attrs
@@ -15,7 +16,24 @@ from slixmpp.xmlstream.handler import Callback
 from slixmpp.xmlstream.matcher import MatchXPath
 from trio_asyncio import aio_as_trio
 
-PLUGINS = ["0004", "0030", "0045", "0085", "0184", "0198", "0199", "0280", "0308", "0313", "0333", "0359", "0424", "0428", "0444", "0461"]
+PLUGINS = [
+    "0004",
+    "0030",
+    "0045",
+    "0085",
+    "0184",
+    "0198",
+    "0199",
+    "0280",
+    "0308",
+    "0313",
+    "0333",
+    "0359",
+    "0424",
+    "0428",
+    "0444",
+    "0461",
+]
 EVENTS = ["session_start", "session_resumed", "disconnected", "failed_all_auth", "stanza_acked"]
 STANZAS = ("message", "presence")
 """Every one of these is an event, also those that slixmpp itself makes none of (a reaction has no body)."""
@@ -54,7 +72,7 @@ class XmppPerson:
             self.x.register_plugin(f"xep_{plugin}")
         send, self._receive = trio.open_memory_channel[tuple[str, Any]](math.inf)
         for event in EVENTS:
-            self.x.add_event_handler(event, lambda data, event=event: send.send_nowait((event, data)))
+            self.x.add_event_handler(event, partial(_hand_on, send, event))
         for stanza in STANZAS:
             matcher = MatchXPath(f"{{jabber:client}}{stanza}")
             hand = Callback(
@@ -155,6 +173,10 @@ class XmppPerson:
     async def echo(self, message_id: str) -> Said:
         """One's own message as the room sends it back."""
         return said(await self.event("message", fits=lambda stanza: stanza["id"] == message_id))
+
+
+def _hand_on(send: trio.MemorySendChannel[tuple[str, Any]], name: str, data: Any) -> None:
+    send.send_nowait((name, data))
 
 
 def said(stanza: Any) -> Said:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bridged.peers.xmpp import jid, ns
 from bridged.peers.xmpp.queries import archive_form
-from bridged.peers.xmpp.rooms import Occupant, Room
+from bridged.peers.xmpp.room import Occupant, Room
 from bridged.peers.xmpp.stanza import error, result
 from bridged.peers.xmpp.state import Session
 from bridged.peers.xmpp.xml import Element, el

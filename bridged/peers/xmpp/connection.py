@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import ssl
 from collections import deque
 from contextlib import suppress
@@ -11,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from bridged.peers.scram import ScramError, ScramServer
 from bridged.peers.xmpp import ns
+from bridged.peers.xmpp.login import Login, failure
 from bridged.peers.xmpp.stanza import error, result
 from bridged.peers.xmpp.state import Account, Session
 from bridged.peers.xmpp.xml import Closed, Element, Event, Opened, StreamParser, XmlRefused, el, serialize
@@ -48,8 +46,7 @@ class Connection:
         self._parser = StreamParser(server.options.unauthenticated_bytes_max)
         self._account: Account | None = None
         self._session: Session | None = None
-        self._scram: ScramServer | None = None
-        self._login = ""
+        self._login = Login(server)
         self._out: deque[tuple[float, str, bool]] = deque()
         self._out_bytes = 0
         self._out_ready = trio.Event()
@@ -257,76 +254,12 @@ class Connection:
 
     def _sasl(self, element: Element) -> None:
         if not self._secure and not self._server.options.allow_plaintext:
-            self._fail("encryption-required")
-        elif element.name == "abort":
-            self._scram = None
-            self._fail("aborted")
-        elif element.name == "auth":
-            self._auth(element.get("mechanism") or "", element.text)
-        elif element.name == "response" and self._scram is not None:
-            self._scram_final(element.text)
-        else:
-            self._fail("malformed-request")
-
-    def _auth(self, mechanism: str, text: str) -> None:
-        if mechanism not in self._server.options.mechanisms:
-            self._fail("invalid-mechanism")
+            self._nonza(failure("encryption-required"))
             return
-        try:
-            data = base64.b64decode("" if text == "=" else text, validate=True)
-        except (binascii.Error, ValueError):
-            self._fail("incorrect-encoding")
-            return
-        if mechanism == "PLAIN":
-            parts = data.split(b"\0")
-            name = parts[1].decode("utf-8", "replace") if len(parts) == 3 else ""
-            account = self._server.accounts.get(name)
-            if account is None or account.password.encode() != parts[2]:
-                self._fail(
-                    "not-authorized",
-                    "Unable to authorize you with the authentication credentials you've sent.",
-                )
-            else:
-                self._succeed(account, "")
-            return
-        token = self._server.env.token_bytes
-        self._scram = ScramServer(
-            "sha256" if mechanism.endswith("256") else "sha1", self._password_of, token(18).hex(), token(16)
-        )
-        try:
-            challenge = self._scram.first(data)
-        except ScramError as exc:
-            self._scram = None
-            self._fail("not-authorized" if exc.code == "unknown-user" else "malformed-request")
-            return
-        self._nonza(el(ns.SASL, "challenge", None, base64.b64encode(challenge).decode()))
-
-    def _password_of(self, name: str) -> str | None:
-        account = self._server.accounts.get(name.casefold())
-        return account.password if account is not None else None
-
-    def _scram_final(self, text: str) -> None:
-        assert self._scram is not None
-        scram, self._scram = self._scram, None
-        try:
-            final = scram.final(base64.b64decode(text, validate=True))
-        except (ScramError, binascii.Error, ValueError):
-            self._fail(
-                "not-authorized", "The response provided by the client doesn't match the one we calculated."
-            )
-            return
-        self._succeed(self._server.accounts[scram.username.casefold()], base64.b64encode(final).decode())
-
-    def _fail(self, condition: str, text: str = "") -> None:
-        failure = el(ns.SASL, "failure", None, el(ns.SASL, condition))
-        if text:
-            failure.add(el(ns.SASL, "text", None, text))
-        self._nonza(failure)
-
-    def _succeed(self, account: Account, text: str) -> None:
-        self._account = account
-        self._nonza(el(ns.SASL, "success", None, *([text] if text else [])))
-        self._restart(self._server.options.stanza_bytes_max)
+        answer, self._account = self._login.take(element)
+        self._nonza(answer)
+        if self._account is not None:
+            self._restart(self._server.options.stanza_bytes_max)
 
     # ---------------------------------------------------------------- stanzas
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from bridged.peers.xmpp import administration, jid, ns
-from bridged.peers.xmpp.rooms import Occupant, Room
+from bridged.peers.xmpp.room import Occupant, Room
 from bridged.peers.xmpp.state import Session
 from bridged.peers.xmpp.xml import el
 

@@ -9,17 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import attrs
-
 from bridged.peers.stamp import from_utc
 from bridged.peers.xmpp import jid, messages, ns
-from bridged.peers.xmpp.archive import Archive, Kept
+from bridged.peers.xmpp.archive import Kept
+from bridged.peers.xmpp.room import Occupant, Room, is_archived
 from bridged.peers.xmpp.stanza import (
     body,
     delay,
     error,
-    has_payload,
-    is_hinted,
     result,
     stanza_id,
     without_forged_ids,
@@ -31,52 +28,6 @@ if TYPE_CHECKING:
     from bridged.peers.xmpp.server import Server
 
 NOT_JOINED = "You are not currently connected to this chat"
-
-
-@attrs.define(eq=False)
-class Occupant:
-    """Someone in a room, with one or more resources under one nick."""
-
-    nick: str
-    jid: str
-    """Bare."""
-    role: str
-    presences: dict[str, Element] = attrs.field(factory=dict)
-    """Full address to the last presence from there."""
-
-
-@attrs.define(eq=False)
-class Room:
-    """One room."""
-
-    jid: str
-    created_at: float
-    occupants: dict[str, Occupant] = attrs.field(factory=dict)
-    affiliations: dict[str, str] = attrs.field(factory=dict)
-    """Bare address to owner, admin, member or outcast."""
-    archive: Archive = attrs.field(factory=Archive)
-    subject: Element | None = None
-    subject_at: float = 0.0
-    config: dict[str, str] = attrs.field(factory=dict)
-    locked: bool = False
-    tombstone: str | None = None
-
-    def is_set(self, name: str) -> bool:
-        """Is a yes-or-no field of the configuration on?"""
-        return self.config.get(name, "0") in ("1", "true")
-
-    def affiliation(self, bare: str) -> str:
-        return self.affiliations.get(bare, "none")
-
-    def occupant_of(self, full: str) -> Occupant | None:
-        """The occupant who is here from this full address."""
-        return next((o for o in self.occupants.values() if full in o.presences), None)
-
-    def addresses(self) -> Iterator[tuple[Occupant, str]]:
-        """Everyone, once for each resource, in order of joining."""
-        for occupant in list(self.occupants.values()):
-            for full in list(occupant.presences):
-                yield occupant, full
 
 
 class Rooms:
@@ -424,7 +375,7 @@ class Rooms:
             made = made.copy(id=self._server.new_id())
         made.add(el(ns.OCCUPANT, "occupant-id", {"id": self._server.occupant_id(room.jid, bare)}))
         kept_id = None
-        if self.is_archived(made):
+        if is_archived(made):
             kept_id = self._server.new_id()
             room.archive.add(Kept(kept_id, self._server.env.wall(), made, bare))
         for _, full in room.addresses():
@@ -434,18 +385,6 @@ class Rooms:
                 copy = made.copy(to=full)
                 self._send(full, copy.add(stanza_id(kept_id, room.jid)) if kept_id is not None else copy)
         return kept_id
-
-    @staticmethod
-    def is_archived(message: Element) -> bool:
-        """Does a room message enter the archive?"""
-        if is_hinted(message, "no-store") or is_hinted(message, "no-permanent-store"):
-            return False
-        if body(message) is not None or is_hinted(message, "store"):
-            return True
-        return has_payload(
-            message, ns.REACTIONS, ns.RETRACT, ns.MARKERS, ns.CORRECT, "urn:xmpp:message-retract:0",
-            "urn:xmpp:fasten:0", ns.RECEIPTS,
-        )  # fmt: skip
 
     def _change_subject(self, session: Session, room: Room, occupant: Occupant, message: Element) -> None:
         if occupant.role != "moderator" and not room.is_set("muc#roomconfig_changesubject"):

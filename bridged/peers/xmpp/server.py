@@ -16,7 +16,8 @@ import attrs
 import trio
 
 from bridged.peers.xmpp import jid, messages, ns, presence, queries
-from bridged.peers.xmpp.rooms import Room, Rooms
+from bridged.peers.xmpp.room import Room
+from bridged.peers.xmpp.rooms import Rooms
 from bridged.peers.xmpp.stanza import delay, error
 from bridged.peers.xmpp.state import UNACKED_MAX, Account, Session
 from bridged.peers.xmpp.xml import Element, serialize

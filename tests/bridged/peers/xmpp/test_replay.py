@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -62,7 +63,8 @@ async def test_it_answers_what_was_recorded(env: Env, autojump_clock: object, sc
     records = load(TRANSCRIPTS / f"{scenario}.jsonl")
     began, started = began_at(records) or time.time(), trio.current_time()
     env = attrs.evolve(env, wall=lambda: began + trio.current_time() - started)
-    options = {"04": {"hibernation_s": 3.0}, "11": {"stanza_bytes_max": 20_000}}.get(scenario[:2], {})
+    by_file: dict[str, dict[str, Any]] = {"04": {"hibernation_s": 3.0}, "11": {"stanza_bytes_max": 20_000}}
+    options = by_file.get(scenario[:2], {})
     async with open_xmpp_server(env, authority=Authority(now=time.time()), **options) as srv:
         for name in ("alice", "bob", "carol", "bridge"):
             srv.add_user(name, f"pw-{name}")

@@ -172,7 +172,7 @@ async def test_a_cut_is_resumed_and_nothing_is_lost(srv: XmppServer) -> None:
         await alice.say("bridge@localhost", "and to you")
         client.connect()
         await client.event("session_resumed")
-        texts = []
+        texts: list[str] = []
         while len(texts) < 6:
             texts.append((await client.event("message"))["body"])
         assert texts == [f"while away {n}" for n in range(5)] + ["and to you"]
