@@ -3,6 +3,9 @@
 Lines and the time go in, events and lines to write come out; what ends the connection is raised.  With a
 credential the login has succeeded before the first event, or there is none: nothing is ever said under a name
 that the network has not confirmed.
+
+Longer than most rooms: registration, nick, members and messages of one connection hang together by what the
+server says of ourselves, and a reader wants them in one place.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from collections.abc import Sequence
 
 import attrs
 
+from bridged.connectors.irc.batches import MULTILINE, SPLITS, Batch, Batches
 from bridged.connectors.irc.channels import Channels, is_split
 from bridged.connectors.irc.events import (
     Acked,
@@ -61,30 +65,15 @@ REGAIN_S = 30.0
 """While we go by another nick, the wanted one is asked for so often."""
 CTCP_PAUSE_S = 5.0
 JOIN_BYTES_MAX = 400
-BATCHES_MAX = 64
-BATCH_LINES_MAX = 500
 VERSION = "bridged"
 
 # Specification constants.
 _NOT_JOINED = frozenset({"403", "405", "437", "461", "471", "473", "474", "475", "476", "477", "489", "520"})
 _NICK_REFUSED = frozenset({"431", "432", "433", "436", "437"})
-_PLAYBACK = frozenset({"chathistory", "draft/chathistory", "znc.in/playback"})
-_SPLITS = frozenset({"netsplit", "netjoin"})
 _BANNED = re.compile(r"\b[KGZ]-?lined?\b|\bbanned\b|\bauto-?kill|\bAKILL\b", re.IGNORECASE)
 _DENIED = re.compile(r"access denied|bad password|password mismatch|invalid password", re.IGNORECASE)
 _NO_CHANNEL = re.compile(r"[\x00-\x20,\x7f]")
 _MASK = re.compile(r"[^!@ ]+![^!@ ]+@[^!@ ]+")
-
-
-@attrs.define
-class _Batch:
-    kind: str
-    params: tuple[str, ...]
-    tags: dict[str, str]
-    opening: IrcLine
-    parent: str | None
-    lines: list[IrcLine] = attrs.field(factory=list)
-    """Of a multiline message: its parts."""
 
 
 class Session:
@@ -136,7 +125,7 @@ class Session:
         self._sasl_until = math.inf
         self._regain_at = math.inf
         self._ctcp_at = -math.inf
-        self._batches: dict[str, _Batch] = {}
+        self._batches = Batches()
         self._reason = ""
 
     # -- in and out -----------------------------------------------------------------------------------------
@@ -163,10 +152,7 @@ class Session:
             Banned: The server shut us out.
             Disconnected: The connection is over, or no use.
         """
-        batch = self._batches.get(line.tags.get("batch", ""))
-        if batch is not None and batch.kind == "draft/multiline" and line.command in ("PRIVMSG", "NOTICE"):
-            if len(batch.lines) < BATCH_LINES_MAX:
-                batch.lines.append(line)
+        if self._batches.keeps(line):
             return []
         if line.command.isdigit():
             return self._numeric(line, now)
@@ -460,7 +446,7 @@ class Session:
                 numeric=numeric,
                 target=target,
                 text=line[-1],
-                label=self._label(line),
+                label=self._batches.label(line),
                 params=line.params[1:-1],
             ),
         ]
@@ -472,7 +458,7 @@ class Session:
         return []
 
     def _pong(self, line: IrcLine, now: float) -> list[Event]:
-        return [Pong(line[-1], self._label(line))]
+        return [Pong(line[-1], self._batches.label(line))]
 
     def _error(self, line: IrcLine, now: float) -> list[Event]:
         text = line[-1]
@@ -510,8 +496,7 @@ class Session:
 
     def _quit(self, line: IrcLine, now: float) -> list[Event]:
         source = Source.parse(line.source)
-        batch = self._batches.get(line.tags.get("batch", ""))
-        split = is_split(line[0]) or (batch is not None and batch.kind == "netsplit")
+        split = is_split(line[0]) or self._batches.is_split(line)
         events = self.channels.quit(source.nick, line[0], now, line.tags.get("time"), split=split)
         self._maybe_regain(source.nick, now)
         return events
@@ -565,16 +550,16 @@ class Session:
                 msgid=line.tags.get("msgid") or None,
                 account=_account_of(line),
                 time=line.tags.get("time") or None,
-                label=self._label(line),
+                label=self._batches.label(line),
                 is_own=self._is_own(line, source),
-                is_playback=self._is_playback(line),
+                is_playback=self._batches.is_playback(line),
             )
         ]
 
     def _ctcp(self, source: Source, line: IrcLine, verb: str, rest: str, now: float) -> None:
         """Answer a person's VERSION and PING; nothing else, never a channel, never often."""
         asked = line.command.upper() == "PRIVMSG" and self.is_me(line[0]) and not self.is_me(source.nick)
-        if not asked or source.user is None or now < self._ctcp_at or self._is_playback(line):
+        if not asked or source.user is None or now < self._ctcp_at or self._batches.is_playback(line):
             return
         answer = {"VERSION": f"VERSION {VERSION}", "PING": f"PING {rest[:100]}"}.get(verb)
         if answer is not None:
@@ -616,7 +601,7 @@ class Session:
         ]
 
     def _ack(self, line: IrcLine, now: float) -> list[Event]:
-        label = self._label(line)
+        label = self._batches.label(line)
         return [] if label is None else [Acked(label)]
 
     def _fail(self, line: IrcLine, now: float) -> list[Event]:
@@ -627,7 +612,7 @@ class Session:
                 numeric=line[1],
                 target=context[0] if context else "",
                 text=line[-1],
-                label=self._label(line),
+                label=self._batches.label(line),
                 params=line.params[:-1],
             )
         ]
@@ -635,71 +620,39 @@ class Session:
     # -- batches --------------------------------------------------------------------------------------------
 
     def _batch(self, line: IrcLine, now: float) -> list[Event]:
-        reference = line[0][1:]
-        if line[0].startswith("+") and reference:
-            if len(self._batches) >= BATCHES_MAX:
-                raise Disconnected("the server opens batches and never ends them")
-            parent = line.tags.get("batch") or None
-            self._batches[reference] = _Batch(line[1].lower(), line.params[2:], dict(line.tags), line, parent)
-            return []
-        batch = self._batches.pop(reference, None)
+        batch = self._batches.take(line)
         if batch is None:
             return []
-        if batch.kind in _SPLITS:
+        if batch.kind in SPLITS:
             self.channels.flush()
             return self.channels.tick(now)
-        if batch.kind == "draft/multiline" and batch.lines:
+        if batch.kind == MULTILINE and batch.lines:
             return self._multiline(batch, now)
-        if batch.kind == "labeled-response" and batch.tags.get("label"):
-            return [Acked(batch.tags["label"])]
+        if batch.kind == "labeled-response" and batch.label is not None:
+            return [Acked(batch.label)]
         return []
 
-    def _multiline(self, batch: _Batch, now: float) -> list[Event]:
-        text = ""
-        for number, part in enumerate(batch.lines):
-            joint = "" if number == 0 or "draft/multiline-concat" in part.tags else "\n"
-            text += joint + part[1]
-        events: list[Event] = []
-        for event in self._said(batch.lines[0], now):
-            if isinstance(event, Message):
-                tags = {**batch.lines[0].tags, **batch.tags}
-                event = attrs.evolve(
-                    event,
-                    text=text,
-                    tags=tags,
-                    msgid=tags.get("msgid") or None,
-                    time=tags.get("time") or None,
-                    label=self._label(batch.opening),
-                    is_playback=self._is_playback(batch.opening),
-                )
-            events.append(event)
-        return events
-
-    def _label(self, line: IrcLine) -> str | None:
-        """The line's own label, or that of the batch which it is in."""
-        for reference in (None, *self._batches_of(line)):
-            tags = line.tags if reference is None else self._batches[reference].tags
-            if tags.get("label"):
-                return tags["label"]
-        return None
-
-    def _is_playback(self, line: IrcLine) -> bool:
-        return any(self._batches[reference].kind in _PLAYBACK for reference in self._batches_of(line))
-
-    def _batches_of(self, line: IrcLine) -> list[str]:
-        """The batches that a line is in, innermost first."""
-        found: list[str] = []
-        reference = line.tags.get("batch")
-        while reference is not None and reference in self._batches and reference not in found:
-            found.append(reference)
-            reference = self._batches[reference].parent
-        return found
+    def _multiline(self, batch: Batch, now: float) -> list[Event]:
+        tags = {**batch.lines[0].tags, **batch.opening.tags}
+        return [
+            attrs.evolve(
+                event,
+                text=batch.text,
+                tags=tags,
+                msgid=tags.get("msgid") or None,
+                time=tags.get("time") or None,
+                label=self._batches.label(batch.opening),
+                is_playback=self._batches.is_playback(batch.opening),
+            )
+            for event in self._said(batch.lines[0], now)
+            if isinstance(event, Message)
+        ]
 
     def _is_own(self, line: IrcLine, source: Source) -> bool:
         """Did we say it?  In a playback also under another nick, so that no old line of ours comes back."""
         if self.is_me(source.nick):
             return True
-        if not self._is_playback(line):
+        if not self._batches.is_playback(line):
             return False
         account = _account_of(line)
         same_mask = source.user is not None and (source.user, source.host) == (self.user, self.host)
