@@ -185,6 +185,7 @@ class Core:
     def say_goodbye(self) -> None:
         """Tell all links that the broker goes down."""
         for peer in list(self._peers.values()):
+            peer.say(wire.Bye(wire.Code.CLOSING, "the broker goes down"))
             self._end(peer, Reason.CLOSING, fell=False)
 
     # -- links --------------------------------------------------------------------------------------------
@@ -214,6 +215,7 @@ class Core:
             if held is None or (held.tenant, held.name) != (new.tenant, new.name):
                 continue
             if new.state != "active" or held.noise_public != new.noise_public:
+                peer.say(wire.Bye(wire.Code.REVOKED, "this key may not have a link any more"))
                 self._end(peer, Reason.REFUSED, fell=True)
                 continue
             peer.take_principal(new)
@@ -255,7 +257,7 @@ class Core:
                     return
         except RemoteProtocolError as exc:
             self._hostile += 1
-            peer.send(wire.Bye(wire.Code.MALFORMED, str(exc)[:200]))
+            peer.say(wire.Bye(wire.Code.MALFORMED, str(exc)[:200]))
             self._end(peer, Reason.PROTOCOL, fell=True)
         except StorageFailed:
             raise

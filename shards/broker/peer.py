@@ -107,6 +107,11 @@ class Peer:
             return
         self.flush()
 
+    def say(self, last: wire.Frame) -> None:
+        """A last word, if the link stands; it may get lost."""
+        if self.link.is_established:
+            self.send(last)
+
     def send_raw(self, frame: bytes) -> None:
         """A handshake or reset frame: outside the session, so nothing waits before it."""
         self._frames.send_nowait(self.id, frame)

@@ -52,23 +52,21 @@ class Code(enum.IntEnum):
     NOT_GRANTED = 1
     """No grant, or a name of another tenant, or no such name: the three cannot be told apart."""
     MALFORMED = 2
-    TOO_LARGE = 3
-    OVERLOADED = 4
+    OVERLOADED = 3
     """A bound of the broker is reached; again after `retry_ms`."""
-    OVERLAP = 5
+    OVERLAP = 4
     """Part of the batch was accepted before under its sequence numbers: send the records one by one."""
-    LOG_FULL = 6
-    TRIMMED = 7
+    LOG_FULL = 5
+    TRIMMED = 6
     """Retention has taken the wanted records; `text` is the oldest position left."""
-    LIMIT = 8
+    LIMIT = 7
     """Too many subscriptions, groups, topics or open requests."""
-    CONFLICT = 9
+    CONFLICT = 8
     """The group exists with other topics and members, or a seek runs into another."""
-    REVOKED = 10
-    CLOSING = 11
-    SLOW = 12
-    """The peer did not read what it had asked for."""
-    SPENT = 13
+    REVOKED = 9
+    """The principal was suspended or revoked, or has another key now."""
+    CLOSING = 10
+    SPENT = 11
     """The invite was used or has expired."""
 
     @property

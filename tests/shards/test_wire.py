@@ -66,7 +66,7 @@ GOLDEN: list[tuple[wire.Frame, str]] = [
     ),
     (wire.Ping(6), "11 00 0000000000000006"),
     (wire.Pong(6, 7), "12 00 0000000000000006 0000000000000007"),
-    (wire.Bye(wire.Code.REVOKED, "gone"), "13 00 0a 0004 676f6e65"),
+    (wire.Bye(wire.Code.REVOKED, "gone"), "13 00 09 0004 676f6e65"),
     (wire.Enroll(b"s" * 32, b"l" * 32), "14 00 " + "73" * 32 + "6c" * 32),
     (wire.Welcome("p", "x", 7), "15 00 01 70 01 78 0000000000000007"),
     (wire.Close(5), "16 00 0000000000000005"),
