@@ -62,7 +62,7 @@ _LINES = (
     "closed. thank you all",
 )
 
-_CONFIG = """# Made by `bridged demo`.
+CONFIG = """# Made by `bridged demo`.
 [shard]
 name = "demo"
 state = "{state}"
@@ -258,7 +258,7 @@ def _make(env: Env, base: Path, irc: IrcNetwork, xmpp: XmppServer) -> tuple[Conf
     ca = xmpp.write_ca(base / "xmpp-ca.pem")
     password = env.token_bytes(12).hex()
     xmpp.add_user("bridge", password)
-    text = _CONFIG.format(
+    text = CONFIG.format(
         state=base / "state",
         irc="{}:{}".format(*irc.address),
         xmpp="{}:{}".format(*xmpp.address),

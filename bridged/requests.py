@@ -23,6 +23,7 @@ from shards.errors import LogError, RequestFailed
 
 log = get_logger("requests")
 
+AGAIN_S = 0.1
 WITHIN_S = 10.0
 """How long a question waits for its answer where nobody says otherwise."""
 
@@ -84,9 +85,13 @@ async def ask(
     payload: Mapping[str, Any],
     *,
     within_s: float = WITHIN_S,
+    patience_s: float = 0.0,
     trace_id: str | None = None,
 ) -> dict[str, Any]:
     """Ask and return the answer's object.
+
+    Args:
+        patience_s: A member that does not serve yet, since its shard is starting, is asked again for so long.
 
     Raises:
         RequestFailed: The member, or the broker for it, said no; `code` is of the closed set.
@@ -100,12 +105,17 @@ async def ask(
         trace_id=trace_id,
         metadata={"tenant": client.identity.tenant},
     )
-    body = await client.request(
-        topic_for(service, action),
-        envelope.encode(),
-        deadline=trio.current_time() + within_s,
-        trace_id=trace_id,
-    )
+    asked_at = trio.current_time()
+    while True:
+        try:
+            body = await client.request(
+                topic_for(service, action), envelope.encode(), deadline=asked_at + within_s, trace_id=trace_id
+            )
+            break
+        except RequestFailed as exc:
+            if exc.code != "network_down" or trio.current_time() >= asked_at + patience_s:
+                raise
+            await trio.sleep(AGAIN_S)
     try:
         answer = json.loads(body)
     except ValueError:

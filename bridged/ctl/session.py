@@ -110,6 +110,8 @@ class Session:
     ) -> dict[str, Any]:
         """One question over a link of its own."""
         async with self.client() as client:
-            answer = await ask(self.env, client, service, action, payload, within_s=within_s)
+            answer = await ask(
+                self.env, client, service, action, payload, within_s=within_s, patience_s=SOCKET_WITHIN_S
+            )
         answer.pop("status", None)
         return answer

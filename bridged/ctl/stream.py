@@ -7,7 +7,7 @@ from typing import Any
 import trio
 
 from bridged.ctl.output import FAILED, REFUSED, CtlError
-from bridged.ctl.session import Session
+from bridged.ctl.session import SOCKET_WITHIN_S, Session
 from bridged.envelope import Envelope
 from bridged.errors import EnvelopeError
 from bridged.requests import ask
@@ -28,11 +28,11 @@ async def send(s: Session) -> None:
         payload["identity"] = identity if "://" in identity else f"msgr://identity/msgr/{identity}"
     async with s.client() as client:
         if not s.args.wait:
-            answer = await ask(s.env, client, "core", "send", payload)
+            answer = await ask(s.env, client, "core", "send", payload, patience_s=SOCKET_WITHIN_S)
             s.out.value(_told(answer), answer["trace_id"])
             return
         async with client.subscribe([EVENTS], group=None, start="latest") as events:
-            answer = await ask(s.env, client, "core", "send", payload)
+            answer = await ask(s.env, client, "core", "send", payload, patience_s=SOCKET_WITHIN_S)
             states: dict[str, str] = {}
             with trio.move_on_after(s.args.timeout) as scope:
                 await _settle(s, events, answer["trace_id"], states)
