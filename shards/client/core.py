@@ -115,11 +115,13 @@ class Client:
         await self._publisher.wait_room()
         self._check()
         call = self._publisher.add(topic, payloads, key_hash(key), epoch, sequence)
+        self._env.maybe("client.publish")
         try:
             await call.event.wait()
         except trio.Cancelled:
             self._publisher.withdraw(call)
             raise
+        self._env.maybe("client.published")
         return call.result()
 
     async def publish_ephemeral(self, topic: str, payload: bytes, *, key: bytes) -> None:

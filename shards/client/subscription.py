@@ -56,8 +56,8 @@ class Subscription:
         self._send = send
         self._kick = kick
         self._fence = fence
-        self._fences: dict[int, int] = {}
-        """Released keys, until the broker has heard of it: what was on its way comes again."""
+        self._fences: dict[int, tuple[int, int]] = {}
+        """Released keys: the position from which, and the token whose answer shows that the broker heard of it."""
         self._made = trio.Event()
         self._wake = trio.Event()
         self._buffer: deque[Record] = deque()
@@ -125,9 +125,11 @@ class Subscription:
         held_back = [record for record in self._buffer if record.key in keys]
         self._buffer = deque(record for record in self._buffer if record.key not in keys)
         self._give_back([*records, *held_back], delay_s, reason)
-        # The link keeps its order: what comes before the answer to this was sent before the release.
         token = self._fence(self)
-        self._fences.update((key, token) for key in keys)
+        for record in records:
+            _, first = self._fences.get(record.key, (0, record.position))
+            if record.position >= 0:
+                self._fences[record.key] = token, min(first, record.position)
 
     async def dead(self, record: Record, *, code: str, reason: str) -> None:
         """Put the record to the group's dead letters; it counts as done."""
@@ -203,7 +205,7 @@ class Subscription:
 
     def fenced(self, token: int) -> None:
         """The broker has heard all that was said before this token."""
-        self._fences = {key: last for key, last in self._fences.items() if last > token}
+        self._fences = {key: fence for key, fence in self._fences.items() if fence[0] > token}
 
     def ended(self) -> None:
         self._is_ended = True
@@ -251,9 +253,14 @@ class Subscription:
             )
 
     def _take(self, record: Record) -> None:
-        if record.key in self._fences:
-            self._held_back.append(record)
-            return
+        fence = self._fences.get(record.key)
+        if fence is not None:
+            # The link keeps its order: later records of the key that come before the answer were sent before the
+            # release.  The released one itself can only come anew, and what follows it does too.
+            if record.position > fence[1]:
+                self._held_back.append(record)
+                return
+            del self._fences[record.key]
         if self._settled and record.position in self._settled:
             self._settled.discard(record.position)
             self._note_done([record])

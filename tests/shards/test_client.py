@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
@@ -13,9 +14,9 @@ import pytest
 import trio
 import trio.testing
 
-from shards import system_env
+from shards import system_env, wire
 from shards.broker import Limits, open_broker
-from shards.client import Client, Identity, Request, open_client
+from shards.client import Client, Identity, Request, Subscription, open_client
 from shards.errors import LocalProtocolError, RequestFailed, ShardsError, Unreachable
 from shards.record import Record
 from shards.testing import World
@@ -77,7 +78,7 @@ async def restartable(tmp_path: Path, nursery: trio.Nursery) -> Restartable:
 
 async def wait_until(condition: Callable[[], Any]) -> None:
     with trio.fail_after(5):
-        while not condition():  # noqa: ASYNC110  (what is waited for has no event)
+        while not condition():
             await trio.sleep(0.005)
 
 
@@ -487,3 +488,82 @@ async def test_limits_on_a_link_are_told(fabric: Fabric) -> None:
             with pytest.raises(ShardsError, match="too many groups"):
                 async with client.subscribe([TOPIC], group="two"):
                     pass
+
+
+# -- a subscription without a broker ------------------------------------------------------------------------
+
+
+class Wire:
+    """Stands for the link: what a subscription sends, and what it is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[wire.Frame] = []
+        self.tokens = itertools.count(100)
+        self.subscription = Subscription(
+            1,
+            (TOPIC,),
+            group="g",
+            start=wire.Start.EARLIEST,
+            at=0,
+            stop=wire.NEVER,
+            credit_records=10,
+            send=self.sent.append,
+            kick=lambda subscription: None,
+            fence=lambda subscription: next(self.tokens),
+        )
+
+    def deliver(self, *positions: int, key: int = 7, attempt: int = 1) -> None:
+        items = tuple(wire.Item(position, attempt, key, b"%d" % position, ()) for position in positions)
+        run = wire.Run(TOPIC, "p", 0, 0, 0, n=64, root=bytes(32), signature=bytes(64), items=items)
+        self.subscription.deliver(wire.Deliver(1, wire.encode_cut(run)))
+
+    def released(self) -> list[int]:
+        frames = [frame for frame in self.sent if isinstance(frame, wire.Release)]
+        return [first + i for frame in frames for first, n in frame.spans for i in range(n)]
+
+    async def receive(self) -> list[tuple[int, int]]:
+        return [(record.position, record.attempt) for record in await self.subscription.receive()]
+
+
+async def test_what_was_on_its_way_when_its_key_was_released_is_held_back() -> None:
+    link = Wire()
+    link.deliver(4)
+    (record,) = await link.subscription.receive()
+    link.deliver(5)
+    link.deliver(3, key=8)
+    await link.subscription.release([record], delay_s=0.25)
+    link.deliver(6)  # sent before the broker heard of the release
+    assert await link.receive() == [(3, 1)]
+    assert link.released() == [4, 5, 6]
+    link.deliver(4, attempt=2)
+    link.deliver(5, 6, attempt=2)
+    assert await link.receive() == [(4, 2), (5, 2), (6, 2)]
+
+
+async def test_when_another_member_took_what_was_released_the_next_one_is_taken_after_the_answer() -> None:
+    link = Wire()
+    link.deliver(4)
+    await link.subscription.release(await link.subscription.receive())
+    link.subscription.fenced(99)  # the answer to an earlier question
+    link.deliver(5)
+    assert link.released() == [4, 5]
+    link.subscription.fenced(100)
+    link.deliver(5, attempt=2)
+    assert await link.receive() == [(5, 2)]
+
+
+async def test_what_was_done_before_the_link_was_lost_is_done_again_and_not_shown() -> None:
+    link = Wire()
+    link.subscription.subscribed(wire.Subscribed(1, 0, 9))
+    link.deliver(1, 2)
+    first, second = await link.subscription.receive()
+    await link.subscription.done([first])
+    link.deliver(3)
+    link.subscription.ask()  # a new link: what was buffered is given anew
+    link.deliver(1, 2, attempt=2)
+    assert await link.receive() == [(2, 2)]
+    assert second.position == 2
+    link.subscription.flush_done()
+    assert link.sent[-1] == wire.Done(1, ((1, 1),))
+    ask = [frame for frame in link.sent if isinstance(frame, wire.Subscribe)][-1]
+    assert (ask.start, ask.at) == (wire.Start.RESUME, 0)
