@@ -363,8 +363,10 @@ class Database:
     def _commit(self, group: list[_Item]) -> None:
         assert self._writer is not None
         if self._writer.in_transaction:
+            self.env.maybe(f"{self.path.stem}.commit")
             self._writer.execute("COMMIT").fetchall()
             self._commits += 1
+            self.env.maybe(f"{self.path.stem}.committed")
         for item in group:
             if not item.transaction:  # a read, where there is one connection only
                 try:

@@ -76,4 +76,5 @@ class Env:
     open_tcp_listeners: Callable[[str, int], Awaitable[Sequence[trio.abc.Listener[trio.abc.Stream]]]]
     """(host, port) -> listeners; port 0 lets the system choose."""
     maybe: Callable[[str], bool]
-    """Fault point by name: always False in production, seeded in a simulation."""
+    """Fault point by name: always False in production, seeded in a simulation.  Also where a test may end the
+    process: what is visited is named `FILE.commit`, `outbox.publish`, `irc.written` and so on."""

@@ -194,7 +194,9 @@ class Outbox:
         while lane:
             rows = _run_of(lane)
             payloads = [row.payload for row in rows]
+            self._database.env.maybe("outbox.publish")
             await client.publish(rows[0].topic, payloads, key=key, epoch=epoch, sequence=rows[0].id)
+            self._database.env.maybe("outbox.published")
             self._note_acked([row.id for row in rows])
         del self._lanes[key]
 
@@ -212,6 +214,7 @@ class Outbox:
             await self._forget.wait()
             await trio.sleep(FORGET_DELAY_S)
             self._forget = trio.Event()
+            self._database.env.maybe("outbox.forget")
             await self._database.write(_delete_up_to(self._forget_to))
 
 

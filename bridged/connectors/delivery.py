@@ -247,10 +247,12 @@ class _Delivery:
             await self._conclude(job, outcome)
 
     async def _conclude(self, job: _Job, outcome: Outcome | _Fault | None) -> None:
+        self._desk.env.maybe("delivery.conclude")
         status, more = _status(outcome)
         if job.written_at is not None:
             more["latency_ms"] = round((trio.current_time() - job.written_at) * 1000)
         await self._say(job.envelope, job.intent.channel, status, job.entry.record.attempt, **more)
+        self._desk.env.maybe("delivery.concluded")
         await self._close(job.entry, dead=("internal", outcome.what) if isinstance(outcome, _Fault) else None)
 
     async def _close(self, entry: _Entry, *, dead: tuple[str, str] | None = None) -> None:
@@ -284,6 +286,7 @@ class _Delivery:
         async def announce() -> None:
             job.written_at = trio.current_time()
             await self._say(job.envelope, job.intent.channel, "sent", job.entry.record.attempt)
+            self._desk.env.maybe("delivery.announced")
 
         return announce
 

@@ -216,9 +216,11 @@ class Connection:
     async def _write(self) -> None:
         while True:
             data = b"".join(map(self._encode, self.session.lines()))
-            if not data and self._chat:
+            is_chat = not data and bool(self._chat)
+            if is_chat:
                 ticket, data = self._chat.popleft()
                 ticket.is_written = True  # from here on it may be out, whatever happens
+                self._desk.env.maybe("irc.write")
             if not data:
                 await self._wake.wait()
                 self._wake = trio.Event()
@@ -227,6 +229,8 @@ class Connection:
                 await self._stream.send_all(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
                 raise Disconnected("the connection broke while it was written to") from exc
+            if is_chat:
+                self._desk.env.maybe("irc.written")
 
     def _encode(self, line: IrcLine) -> bytes:
         try:

@@ -127,6 +127,7 @@ class Line:
         elif self.chat.is_own(seen):
             archive_id = self.chat.stanza_id(seen)
             remote_id = archive_id or seen.origin_id or seen.id or ""
+            self._desk.env.maybe("xmpp.heard")
             self._voice.heard(seen, remote_id, is_server_id=archive_id is not None)
         else:
             account = self.chat.account
