@@ -201,7 +201,7 @@ class StreamParser:
         return events
 
     def _measure(self, at: int) -> None:
-        if (self._stack or self._depth == 0) and at - self._child_at > self.bytes_max:
+        if at - self._child_at > self.bytes_max:
             raise XmlRefused("policy-violation", "stanza-too-big")
 
     def _start(self, full: str, attributes: dict[str, str]) -> None:
@@ -248,7 +248,9 @@ class StreamParser:
             raise XmlRefused("policy-violation", "stanza-too-big")
 
     def _characters(self, text: str) -> None:
-        if self._stack:
+        if not self._stack:
+            self._child_at = self._parser.CurrentByteIndex  # text between children is nobody's
+        else:
             children = self._stack[-1].children
             if children and isinstance(children[-1], str):
                 children[-1] += text
