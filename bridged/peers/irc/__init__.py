@@ -15,6 +15,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import islice
 from typing import Any, Literal
 
 import trio
@@ -162,11 +163,11 @@ class IrcNetwork(Network):
         await trio.lowlevel.checkpoint()
         seen = 0
         while True:
-            entries = list(self.log)
-            for entry in entries[seen:]:
+            new = min(self.log_count - seen, len(self.log))
+            for entry in list(islice(self.log, len(self.log) - new, None)):
                 if wanted(entry):
                     return entry
-            seen = len(entries)
+            seen = self.log_count
             await self.line_logged.wait()
 
     async def wait_member(self, channel: str, nick: str) -> None:

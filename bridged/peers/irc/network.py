@@ -126,6 +126,8 @@ class Network:
         """Who left, for WHOWAS: newest first."""
         self.users_max = 0
         self.log: deque[Entry] = deque(maxlen=LOG_MAX)
+        self.log_count = 0
+        """Entries ever made; the log keeps the last of them."""
         self.line_logged = trio.Event()
         """Set, and made anew, whenever the log grows."""
         self._answer: Answer | None = None
@@ -327,6 +329,7 @@ class Network:
     def note(self, link: int, nick: str, direction: Literal["in", "out", "event"], data: bytes) -> None:
         """Write a line to the log and wake those who wait for it."""
         self.log.append(Entry(trio.current_time(), link, nick, direction, data))
+        self.log_count += 1
         event, self.line_logged = self.line_logged, trio.Event()
         event.set()
 

@@ -17,6 +17,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +163,11 @@ class XmppServer(Server):
         await trio.lowlevel.checkpoint()
         seen = 0
         while True:
-            entries = list(self.log)
-            for entry in entries[seen:]:
+            new = min(self.log_count - seen, len(self.log))
+            for entry in list(islice(self.log, len(self.log) - new, None)):
                 if wanted(entry):
                     return entry
-            seen = len(entries)
+            seen = self.log_count
             await self.logged.wait()
 
 

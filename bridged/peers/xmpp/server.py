@@ -72,6 +72,8 @@ class Server:
         self.accounts: dict[str, Account] = {}
         self.rooms = Rooms(self, muc)
         self.log: deque[Entry] = deque(maxlen=LOG_MAX)
+        self.log_count = 0
+        """Entries ever made; the log keeps the last of them."""
         self.logged = trio.Event()
         """Set, and made anew, whenever the log grows."""
         self.faults: Faults
@@ -237,6 +239,7 @@ class Server:
         """Write to the log and wake those who wait for it."""
         text = xml if isinstance(xml, str) else serialize(xml)
         self.log.append(Entry(trio.current_time(), connection, address, direction, text))
+        self.log_count += 1
         event, self.logged = self.logged, trio.Event()
         event.set()
 

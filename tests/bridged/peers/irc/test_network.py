@@ -40,8 +40,7 @@ class Client:
             self.buffer += data
         raw, _, self.buffer = self.buffer.partition(b"\n")
         found = parse(raw.rstrip(b"\r"))
-        assert found is not None
-        return found
+        return found if found is not None else await self.line()
 
     async def until(self, command: str) -> Line:
         while True:
