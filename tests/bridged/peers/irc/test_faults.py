@@ -69,7 +69,7 @@ async def test_services_die_and_capabilities_come_and_go(env: Env, autojump_cloc
     async with open_irc_network(env) as net:
         net.add_account("bridge", "pw")
         client = Client(net.connect_memory())
-        await client.send("CAP LS 302")
+        await client.send("NICK bridge", "CAP LS 302")
         assert "sasl=PLAIN,EXTERNAL" in (await client.until("CAP")).params[-1]
         net.faults.services(up=False)
         await client.send("CAP LS 302")
