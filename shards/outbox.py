@@ -57,7 +57,7 @@ class OutboxStatistics:
     """Where the outbox stands."""
 
     waiting: int
-    """Rows committed and not yet acknowledged, as far as this process has seen."""
+    """Rows committed and not yet acknowledged; counted only while `run` runs."""
     in_flight: int
     published: int
     """Rows acknowledged since the start."""
@@ -127,6 +127,10 @@ class Outbox:
         self._lanes.clear()
         try:
             epoch = await self._database.write(self._load_epoch)
+            edges = await self._database.read(lambda tx: tx.one("SELECT min(id) - 1, max(id) FROM outbox"))
+            if edges is not None and edges[1] is not None:
+                self._loaded, committed = edges
+                self._committed = max(self._committed, committed)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._forget_published)
                 task_status.started()
@@ -140,8 +144,9 @@ class Outbox:
         self._wake.set()
 
     def statistics(self) -> OutboxStatistics:
+        unloaded = max(0, self._committed - self._loaded) if self._running else 0
         return OutboxStatistics(
-            waiting=max(0, self._committed - self._loaded) + len(self._order) - len(self._acked),
+            waiting=unloaded + len(self._order) - len(self._acked),
             in_flight=len(self._lanes),
             published=self._published,
         )

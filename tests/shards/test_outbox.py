@@ -86,6 +86,21 @@ async def test_what_was_put_is_published_and_forgotten(
     assert (statistics.waiting, statistics.in_flight, statistics.published) == (0, 0, 3)
 
 
+async def test_what_waits_is_counted_from_the_start(
+    autojump_clock: Clock, database: Database, nursery: trio.Nursery
+) -> None:
+    for _ in range(2):
+        outbox = Outbox(database)
+        await put(database, outbox, *[("t/a", b"k%d" % i, b"x") for i in range(5)])
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as inner:
+                await inner.start(outbox.run, Fabric())
+                assert outbox.statistics().waiting == 5
+                await trio.sleep(1)
+                assert outbox.statistics().waiting == 0
+                scope.cancel()
+
+
 async def test_a_row_and_its_cause_come_and_go_together(
     autojump_clock: Clock, database: Database, nursery: trio.Nursery
 ) -> None:

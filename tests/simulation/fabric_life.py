@@ -20,10 +20,10 @@ import attrs
 import trio
 
 from shards.broker import Broker, Limits, Principal, open_broker
-from shards.client import Client, Identity, Subscription, open_client
+from shards.client import Client, Identity, Request, Subscription, open_client
 from shards.database import Connection, Database, open_database
 from shards.env import Env
-from shards.errors import Unreachable
+from shards.errors import RequestFailed, Unreachable
 from shards.grant import WHOLE_JOURNAL, Grant
 from shards.outbox import OUTBOX_SCHEMA, Outbox
 from shards.record import Record
@@ -301,10 +301,14 @@ class _Connector:
         other = next(each for each in SERVICES if each != service)
         self.publishes = [f"bridge/{service}/a/{action}" for action in ACTIONS]
         self.subscribes = [f"bridge/{other}/a/{action}" for action in ACTIONS]
+        self.answers, self.asks = f"bridge/{service}/a/ask", f"bridge/{other}/a/ask"
         self.grants = [
             Grant.parse(f"publish bridge/{service}/a/*"),
             Grant.parse(f"subscribe bridge/{other}/a/*"),
+            Grant.parse(f"respond {self.answers}"),
+            Grant.parse(f"request {self.asks}"),
         ]
+        self.answered = 0
         self.numbers: dict[str, int] = {}
         self.offered: set[Message] = set()
         self.outbox: Outbox | None = None
@@ -318,6 +322,7 @@ class _Connector:
         return (
             self.outbox is not None
             and self.outbox.statistics().waiting == 0
+            and self.answered > 0
             and all(self.numbers.get(producer, 0) >= half for producer in ("outbox", "direct"))
         )
 
@@ -333,6 +338,8 @@ class _Connector:
                 self.outbox = outbox
                 nursery.start_soon(self.speak_by_outbox, database, outbox)
                 nursery.start_soon(self.speak_directly, client)
+                nursery.start_soon(client.respond, [self.answers], self.answer)
+                nursery.start_soon(self.ask, client)
                 for member in range(2):
                     nursery.start_soon(self.consume, client, database, member)
 
@@ -383,6 +390,30 @@ class _Connector:
     def note_acked(self, message: Message) -> None:
         self.universe.trace("ack", message.tenant, message.producer, message.number)
         self.universe.history.append(Acked(message))
+
+    # ---------------------------------------------------------------- requests
+
+    async def answer(self, request: Request) -> bytes:
+        assert request.tenant == self.tenant, "a request of another tenant came through"
+        await trio.sleep(self.random.choice([0, 0.1]))
+        return b"%s to %s" % (self.name.encode(), request.body)
+
+    async def ask(self, client: Client) -> None:
+        """Answered rightly, or not at all."""
+        for number in range(10**6):
+            await trio.sleep(self.random.uniform(0.1, 2))
+            body = b"%s %d" % (self.name.encode(), number)
+            trace_id = self.random.randbytes(16).hex()
+            try:
+                reply = await client.request(
+                    self.asks, body, deadline=trio.current_time() + 2, trace_id=trace_id
+                )
+            except RequestFailed as exc:
+                self.universe.trace("no answer", self.name, exc.code)
+            else:
+                other = next(each for each in SERVICES if each != self.service)
+                assert reply == b"%s %s to %s" % (self.tenant.encode(), other.encode(), body), reply
+                self.answered += 1
 
     # ---------------------------------------------------------------- consuming
 
