@@ -6,6 +6,7 @@ where InspIRCd and ngIRCd differ, what each says.
 
 from __future__ import annotations
 
+import base64
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -26,6 +27,8 @@ class Place:
     address: tuple[str, int]
     flavour: str
     """inspircd or ngircd."""
+    second: tuple[str, int] | None = None
+    """A server linked to the first."""
 
     @property
     def is_weak(self) -> bool:
@@ -244,6 +247,59 @@ async def topic(place: Place) -> None:
         assert (await alice.wait(lambda line: line.command == "TOPIC")).params == (room, "what we talk about")
         await bob.join(room)
         assert (await bob.numeric("332")).params[-1] == "what we talk about"
+
+
+async def sasl(place: Place) -> None:
+    """With services: PLAIN logs in before the welcome; a bad password is 904, and one may try again."""
+    async with irc_person(place.address, "sam") as sam:
+        await sam.send("PRIVMSG NickServ :REGISTER pw-sam sam@example.com")
+        assert (await sam.numeric("900")).params[2] == "sam"
+        await sam.send("QUIT")
+    async with irc_person(place.address, "sam2", register=False) as sam:
+        await sam.send("CAP LS 302", "NICK sam2", "USER sam2 0 * :sam")
+        offered = await sam.wait(lambda line: line.command == "CAP")
+        assert "sasl=PLAIN,EXTERNAL" in offered.params[-1].split()
+        await sam.send("CAP REQ :sasl account-notify")
+        await sam.wait(lambda line: line.command == "CAP")
+        for password, code in (("wrong", "904"), ("pw-sam", "903")):
+            await sam.send("AUTHENTICATE PLAIN")
+            assert (await sam.wait(lambda line: line.command == "AUTHENTICATE")).params == ("+",)
+            secret = base64.b64encode(f"\0sam\0{password}".encode()).decode()
+            await sam.send(f"AUTHENTICATE {secret}")
+            await sam.numeric(code)
+        assert (await sam.numeric("900")).params[2] == "sam"
+        await sam.send("CAP END")
+        await sam.numeric("001")
+        await sam.send("AUTHENTICATE SCRAM-SHA-512")
+        assert (await sam.numeric("908")).params[1] == "PLAIN,EXTERNAL"
+
+
+async def netsplit(place: Place) -> None:
+    """Two servers part: QUIT with both names on either side; they meet again with plain JOINs."""
+    assert place.second is not None
+    room = channel()
+    async with (
+        irc_person(place.address, "alice") as alice,
+        irc_person(place.address, "oscar") as oscar,
+        irc_person(place.second, "bob") as bob,
+    ):
+        await alice.join(room)
+        await bob.join(room)
+        await alice.wait(lambda line: line.command == "JOIN" and line.nick == "bob")
+        await oscar.send("OPER oper operpw")
+        await oscar.numeric("381")
+        await oscar.send("SQUIT b.localhost :test")
+        lost = await alice.wait(lambda line: line.command == "QUIT")
+        assert (lost.nick, lost.params) == ("bob", ("a.localhost b.localhost",))
+        lost = await bob.wait(lambda line: line.command == "QUIT")
+        assert (lost.nick, lost.params) == ("alice", ("b.localhost a.localhost",))
+        await alice.say("bob", "are you there?")
+        await alice.numeric("401")
+        await oscar.send("CONNECT b.localhost")
+        back = await alice.wait(lambda line: line.command == "JOIN" and line.nick == "bob")
+        assert back.params[0] == room
+        await bob.say(room, "here again")
+        assert (await alice.receive()).text == "here again"
 
 
 SCENARIOS: tuple[Callable[[Place], Awaitable[None]], ...] = (

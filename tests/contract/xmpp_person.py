@@ -75,10 +75,7 @@ class XmppPerson:
             self.x.add_event_handler(event, partial(_hand_on, send, event))
         for stanza in STANZAS:
             matcher = MatchXPath(f"{{jabber:client}}{stanza}")
-            hand = Callback(
-                f"all {stanza}", matcher, lambda data, stanza=stanza: send.send_nowait((stanza, data))
-            )
-            self.x.register_handler(hand)
+            self.x.register_handler(Callback(f"all {stanza}", matcher, partial(_hand_on, send, stanza)))
         self._waiting: list[tuple[str, Any]] = []
 
     # ---------------------------------------------------------------- events

@@ -159,6 +159,17 @@ class LabServer:
                 if stream is not None:
                     await stream.aclose()
 
+    async def wait_services(self) -> None:
+        """Wait until services are linked and `sasl` is offered."""
+        with trio.fail_after(UP_S):
+            while b"sasl=" not in await self._capabilities():
+                await trio.sleep(0.1)  # another process: nothing to wait on
+
+    async def _capabilities(self) -> bytes:
+        async with await trio.open_tcp_stream(*self.address) as stream:
+            await stream.send_all(b"CAP LS 302\r\n")
+            return bytes(await stream.receive_some(4096))
+
     def log(self, name: str | None = None) -> str:
         """What a server wrote, for a failing test."""
         return Path(self.told[name or self.names[0]]["log"]).read_text(errors="replace")

@@ -47,6 +47,5 @@ async def test_prosody_stops_and_comes_back_on_its_port(tmp_path: Path) -> None:
 
 async def test_services_offer_sasl(tmp_path: Path) -> None:
     async with inspircd(tmp_path, services=True) as server:
-        with trio.fail_after(20):
-            while b"sasl=PLAIN,EXTERNAL" not in await banner(server, b"CAP LS 302\r\n"):  # noqa: ASYNC110
-                await trio.sleep(0.2)
+        await server.wait_services()
+        assert b"sasl=PLAIN,EXTERNAL" in await banner(server, b"CAP LS 302\r\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bridged.peers.irc import sasl
-from bridged.peers.irc.network import Network
+from bridged.peers.irc.network import Account, Network
 from bridged.peers.irc.operators import kill
 from bridged.peers.irc.registration import rename
 from bridged.peers.irc.state import User
@@ -48,6 +48,18 @@ def _identify(net: Network, user: User, words: list[str]) -> None:
     sasl.log_in(net, user, name, sasl=False)
 
 
+def _register(net: Network, user: User, words: list[str]) -> None:
+    """REGISTER password e-mail: an account of the nick's name."""
+    if len(words) < 2:
+        _say(net, user, "Insufficient parameters for REGISTER.")
+    elif user.shown in net.accounts:
+        _say(net, user, f"{user.shown} is already registered.")
+    else:
+        net.accounts[user.shown] = Account(name=user.shown, password=words[0])
+        _say(net, user, f"{user.shown} is now registered to {words[1]}.")
+        sasl.log_in(net, user, user.shown, sasl=False)
+
+
 def _logout(net: Network, user: User, words: list[str]) -> None:
     if user.account is None or not user.services_know:
         _say(net, user, "You are not logged in.")
@@ -76,4 +88,10 @@ def _unknown(net: Network, user: User, words: list[str]) -> None:
     _say(net, user, "Invalid command. Use /msg NickServ help for a command listing.")
 
 
-_COMMANDS = {"IDENTIFY": _identify, "LOGOUT": _logout, "REGAIN": _ghost, "GHOST": _ghost}
+_COMMANDS = {
+    "REGISTER": _register,
+    "IDENTIFY": _identify,
+    "LOGOUT": _logout,
+    "REGAIN": _ghost,
+    "GHOST": _ghost,
+}
