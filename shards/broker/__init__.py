@@ -1,10 +1,11 @@
 """The broker of a shard: links, principals, grants, groups and requests over the log.
 
-serving     open_broker, and the typed methods of a Broker
-core        the input loop and what each frame does
-feeds       from the log to subscribers: one task a group or tail      outlet: how records become frames
-requests    who asks, who responds, which answers are kept
-peer        one link            principals   who may have one          limits, statistics
+- `serving`: `open_broker`, and the typed methods of a `Broker`
+- `core`: the input loop: links, and what each frame is for
+- `intake`: what is published, to its acknowledgement
+- `readers`: who reads what; `feeds`: one task a group or tail; `outlet`: records to frames
+- `requests`: who asks, who responds, which answers are kept
+- `peer`: one link; `principals`: who may have one; `limits`, `statistics`
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,20 +18,19 @@ import trio
 
 from noise import KeyPair
 from shards import store, wire
-from shards.broker.feeds import Feed, GroupFeed, TailFeed, new_machine
+from shards.broker.intake import Intake
 from shards.broker.limits import Limits
-from shards.broker.outlet import Cutter, Outlet
-from shards.broker.peer import Open, Peer
+from shards.broker.peer import Peer
 from shards.broker.principals import Directory, InviteBody, Principal
+from shards.broker.readers import Readers
 from shards.broker.requests import Requests
 from shards.broker.statistics import BrokerStatistics
 from shards.database import Connection
 from shards.env import Env, Frames
-from shards.errors import LogFull, OffsetTrimmed, RemoteProtocolError, ShardsError, StorageFailed
+from shards.errors import RemoteProtocolError, ShardsError, StorageFailed
 from shards.grant import SEEK_TOPIC
-from shards.groups import Progress
 from shards.link import KIND_HELLO, Data, Established, Lost, NeedSend, Reason, Responder
-from shards.log import Appended, Log
+from shards.log import Log
 
 HOUSEKEEPING_S = 0.25
 LINGER_S = 0.1
@@ -40,8 +38,6 @@ LINGER_S = 0.1
 SILENT_S_MAX = 30.0
 """A client that has nothing to say says that every five seconds; one that does not is gone."""
 STALLED_RETRY_S = 0.002
-OVERLOADED_RETRY_MS = 100
-SPAN_RECORDS_MAX = 65_536
 PEERS_SPARE = 256
 """Links beyond the cap that are told BUSY; more are cut without a word."""
 
@@ -68,28 +64,19 @@ class Core:
         self.limits = limits
         self.requests = Requests(limits)
         self.faults: deque[str] = deque(maxlen=64)
-        self.groups: dict[tuple[str, str], GroupFeed] = {}
+        self.readers = Readers(log, limits, groups, nursery)
+        self.intake = Intake(log, limits, self.readers.wake, self._wake_sweep)
         self._frames = frames
         self._shard = shard
         self._static = static
         self._nursery = nursery  # `open_broker`'s own: it outlives every use here
         self._serials = itertools.count(1)
-        self._cutter = Cutter()
         self._peers: dict[bytes, Peer] = {}
         self._ended: set[bytes] = set()
-        self._feeds: dict[Feed, None] = {}
-        self._by_topic: dict[tuple[str, str], dict[Feed, None]] = {}
-        self._by_journal: dict[str, dict[Feed, None]] = {}
-        self._acking: dict[Peer, None] = {}
         self._slow: list[Peer] = []
         self._sweep = trio.Event()
-        self._unsaved: dict[GroupFeed, None] = {}
-        self._save = trio.Event()
-        self._pending_octets = 0
         self._refused = self._hostile = self._slow_ended = self._fault_count = 0
-        self._published = self._duplicates = self._overloaded = self._ephemeral = self._shed = 0
-        for row in groups:
-            self._load_group(row)
+        self._ephemeral = 0
         self._verbs: dict[type[wire.Frame], Callable[[Peer, Principal, Any], None]] = {
             wire.Publish: self._on_publish,
             wire.Ephemeral: self._on_ephemeral,
@@ -127,11 +114,7 @@ class Core:
         while True:
             await self._sweep.wait()
             self._sweep = trio.Event()
-            acking, self._acking = self._acking, {}
-            for peer in acking:
-                acks, peer.acks = peer.acks, []
-                for at in range(0, len(acks), 2048):
-                    peer.send(wire.Ack(tuple(acks[at : at + 2048])))
+            self.intake.acknowledge()
             slow, self._slow = self._slow, []
             for peer in slow:
                 self._slow_ended += not peer.is_dead
@@ -159,28 +142,7 @@ class Core:
                 elif now - peer.heard_at > SILENT_S_MAX:
                     self._end(peer, Reason.NO_SESSION, fell=True)
             self.requests.sweep()
-            for feed in self._feeds:
-                if isinstance(feed, GroupFeed):
-                    feed.expire()
-                if feed.scan < self.log.head:
-                    feed.wake()
-
-    async def save_groups(self) -> NoReturn:
-        """Store the groups' positions, those of a few commits together."""
-        while True:
-            await self._save.wait()
-            await trio.sleep(self.limits.group_save_s)
-            await self.save_groups_now()
-
-    async def save_groups_now(self) -> None:
-        self._save = trio.Event()
-        unsaved, self._unsaved = self._unsaved, {}
-        rows = [feed.row() for feed in unsaved if self.groups.get((feed.tenant, feed.name)) is feed]
-        try:
-            if rows:
-                await self.log.database.write(lambda tx: store.put_groups(tx, rows))
-        except LogFull:  # positions may be late; publishers are told that the disk is full
-            self._unsaved.update(unsaved)
+            self.readers.keep_house()
 
     def say_goodbye(self) -> None:
         """Tell all links that the broker goes down."""
@@ -198,13 +160,13 @@ class Core:
             hostile=self._hostile,
             slow=self._slow_ended,
             faults=self._fault_count,
-            published=self._published,
-            duplicates=self._duplicates,
-            overloaded=self._overloaded,
+            published=self.intake.published,
+            duplicates=self.intake.duplicates,
+            overloaded=self.intake.overloaded,
             ephemeral=self._ephemeral,
-            shed=self._shed
+            shed=self.readers.shed
             + sum(o.outlet.shed for peer in self._peers.values() for o in peer.subscriptions.values()),
-            pending_octets=self._pending_octets,
+            pending_octets=self.intake.pending_octets,
             requests=self.requests.statistics(),
         )
 
@@ -221,12 +183,12 @@ class Core:
             peer.take_principal(new)
             for request, opened in list(peer.subscriptions.items()):
                 if not self._may_read(peer, opened.feed.topics):
-                    self._close(peer, request, fell=False)
-                    peer.send(_refusal(request))
+                    self.readers.close(peer, request, fell=False)
+                    peer.refuse(request)
             for request, topics in list(peer.responding.items()):
                 if not all(peer.allows("respond", topic) for topic in topics):
                     self.requests.retire(peer, request, new.tenant)
-                    peer.send(_refusal(request))
+                    peer.refuse(request)
 
     def _half_open(self) -> int:
         return sum(1 for peer in self._peers.values() if peer.principal is None)
@@ -367,6 +329,9 @@ class Core:
 
         self.log.database.submit(commit, committed)
 
+    def _wake_sweep(self) -> None:
+        self._sweep.set()
+
     def _note_slow(self, peer: Peer) -> None:
         self._slow.append(peer)
         self._sweep.set()
@@ -394,82 +359,17 @@ class Core:
             del self._peers[peer.id]
         peer.is_dead = True
         for request in list(peer.subscriptions):
-            self._close(peer, request, fell=fell)
+            self.readers.close(peer, request, fell=fell)
         if peer.principal is not None:
             self.requests.drop_peer(peer, peer.principal.tenant)
 
     # -- publishing ---------------------------------------------------------------------------------------
 
     def _on_publish(self, peer: Peer, principal: Principal, frame: wire.Publish) -> None:
-        octets = len(frame.batch)
-        if peer.refused_from is not None:
-            # Order: after one refusal nothing is taken that was published later, until that one comes again.
-            if frame.request > peer.refused_from:
-                peer.send(_overload(frame.request))
-                return
-            peer.refused_from = None
-        if not peer.allows("publish", frame.topic):
-            peer.send(_refusal(frame.request))
-            return
-        keys = wire.batch_keys(frame.batch)
-        if frame.epoch >= 1 << 63 or frame.sequence + len(keys) >= 1 << 63:
-            raise RemoteProtocolError("an epoch or sequence is out of bounds")
-        if (
-            peer.publish_frames >= self.limits.publish_frames
-            or peer.publish_octets + octets > self.limits.publish_octets
-            or self._pending_octets + octets > self.limits.publish_octets_total
-        ):
-            self._overloaded += 1
-            peer.refused_from = frame.request
-            peer.send(_overload(frame.request))
-            return
-        peer.publish_frames += 1
-        peer.publish_octets += octets
-        self._pending_octets += octets
-        batch = store.Batch(
-            tenant=principal.tenant,
-            topic=frame.topic,
-            principal=principal.name,
-            epoch=frame.epoch,
-            sequence=frame.sequence,
-            keys=keys,
-            body=frame.batch,
-        )
-        then = partial(self._appended, peer, principal.tenant, frame.topic, frame.request, octets)
-        self.log.append(batch, then)
-
-    def _appended(
-        self,
-        peer: Peer,
-        tenant: str,
-        topic: str,
-        request: int,
-        octets: int,
-        appended: Appended | None,
-        error: Exception | None,
-    ) -> None:
-        """The log's word after the commit; on the loop, in journal order."""
-        self._pending_octets -= octets
-        peer.publish_frames -= 1
-        peer.publish_octets -= octets
-        if appended is None:
-            # A storage that has failed says nothing to anybody: `open_broker` raises it and the shard ends.
-            if isinstance(error, LogFull):
-                peer.send(wire.Nak(request, wire.Code.LOG_FULL, 1000, str(error)[:200]))
-            return
-        if appended.overlap:
-            peer.send(wire.Nak(request, wire.Code.OVERLAP, 0, "part of the batch was accepted before"))
-            return
-        if appended.duplicate:
-            self._duplicates += 1
+        if peer.allows("publish", frame.topic):
+            self.intake.publish(peer, principal, frame)
         else:
-            self._published += appended.n
-            self._wake_readers(tenant, topic)
-        if not peer.is_dead:
-            offset, position = max(appended.offset, 0), max(appended.position, 0)
-            peer.acks.append(wire.Acked(request, offset, position, appended.duplicate))
-            self._acking[peer] = None
-            self._sweep.set()
+            peer.refuse(frame.request)
 
     def _on_ephemeral(self, peer: Peer, principal: Principal, frame: wire.Ephemeral) -> None:
         if not peer.allows("publish", frame.topic):
@@ -477,15 +377,7 @@ class Core:
         self._ephemeral += 1
         at_ms = int(self.env.wall() * 1000)
         run = wire.encode_ephemeral(frame.topic, principal.name, at_ms, frame.key, frame.payload)
-        for feed in self._by_topic.get((principal.tenant, frame.topic), ()):
-            for outlet in feed.listeners():
-                outlet.pass_on(frame.topic, frame.key, run)
-
-    def _wake_readers(self, tenant: str, topic: str) -> None:
-        for feed in self._by_topic.get((tenant, topic), ()):
-            feed.wake()
-        for feed in self._by_journal.get(tenant, ()):
-            feed.wake()
+        self.readers.pass_on(principal.tenant, frame.topic, frame.key, run)
 
     # -- subscribing --------------------------------------------------------------------------------------
 
@@ -516,227 +408,37 @@ class Core:
         ):
             raise RemoteProtocolError("a subscription names at least one topic and a start that fits")
         if not self._may_read(peer, topics):
-            peer.send(_refusal(frame.request))
+            peer.refuse(frame.request)
             return
-        outlet = Outlet(
-            peer, frame.request, next(self._serials), self._cutter, passing_max=self.limits.passing
-        )
-        records = max(1, min(frame.credit_records, self.limits.credit_records))
-        octets = max(1, min(frame.credit_bytes, self.limits.credit_octets))
-        if frame.group:
-            self._join_group(peer, principal.tenant, frame, topics, outlet, records, octets)
-        elif frame.start == wire.Start.OFFSET:
-            if topics is None or len(topics) != 1:
-                raise RemoteProtocolError("an offset is one topic's")
-            self._nursery.start_soon(
-                self._tail_from_offset, peer, principal.tenant, frame, topics, outlet, records, octets
-            )
-        else:
-            position = {
-                wire.Start.EARLIEST: self.log.first,
-                wire.Start.LATEST: self.log.head,
-                wire.Start.POSITION: frame.at,
-                wire.Start.RESUME: frame.at,
-            }[wire.Start(frame.start)]
-            self._tail(peer, principal.tenant, frame, topics, outlet, records, octets, position)
-
-    async def _tail_from_offset(
-        self,
-        peer: Peer,
-        tenant: str,
-        frame: wire.Subscribe,
-        topics: tuple[str, ...],
-        outlet: Outlet,
-        records: int,
-        octets: int,
-    ) -> None:
-        try:
-            position = await self.log.position_of(tenant, topics[0], frame.at)
-            if position < self.log.first:
-                raise OffsetTrimmed("retention has taken the offset", first=self.log.first)
-        except OffsetTrimmed as exc:
-            peer.send(wire.Nak(frame.request, wire.Code.TRIMMED, wire.NO_RETRY, str(exc.first)))
-            return
-        if not peer.is_dead and frame.request not in peer.subscriptions:
-            self._tail(peer, tenant, frame, topics, outlet, records, octets, position)
-
-    def _tail(
-        self,
-        peer: Peer,
-        tenant: str,
-        frame: wire.Subscribe,
-        topics: tuple[str, ...] | None,
-        outlet: Outlet,
-        records: int,
-        octets: int,
-        position: int,
-    ) -> None:
-        def ended(last: wire.Frame) -> None:
-            outlet.flush()
-            peer.send(last)
-            self._close(peer, frame.request, fell=False)
-
-        feed = TailFeed(
-            self.log,
-            tenant,
-            topics,
-            outlet,
-            position=position,
-            stop=frame.stop,
-            records=records,
-            octets=octets,
-            ended=ended,
-        )
-        peer.subscriptions[frame.request] = Open(feed, outlet)
-        peer.send(wire.Subscribed(frame.request, position, self.log.head))
-        self._start_feed(feed)
-
-    def _join_group(
-        self,
-        peer: Peer,
-        tenant: str,
-        frame: wire.Subscribe,
-        topics: tuple[str, ...] | None,
-        outlet: Outlet,
-        records: int,
-        octets: int,
-    ) -> None:
-        key = tenant, frame.group
-        feed = self.groups.get(key)
-        if feed is None:
-            if sum(1 for name in self.groups if name[0] == tenant) >= self.limits.groups:
-                peer.send(wire.Nak(frame.request, wire.Code.LIMIT, wire.NO_RETRY, "too many groups"))
-                return
-            at = {wire.Start.EARLIEST: self.log.first, wire.Start.LATEST: self.log.head}.get(
-                wire.Start(frame.start), min(frame.at, self.log.head)
-            )
-            feed = self._new_group(key, topics, Progress(at), 0)
-        elif feed.topic_set != (None if topics is None else frozenset(topics)):
-            if feed.outlets:
-                text = "the group has members that read other topics"
-                peer.send(wire.Nak(frame.request, wire.Code.CONFLICT, 1000, text))
-                return
-            self._stop_feed(feed)
-            feed = self._new_group(key, topics, feed.machine.progress(), feed.epoch)
-        if frame.start == wire.Start.POSITION:
-            feed.set_position(min(frame.at, self.log.head))
-        peer.subscriptions[frame.request] = Open(feed, outlet)
-        peer.send(wire.Subscribed(frame.request, feed.machine.position, self.log.head))
-        feed.join(outlet, records=records, octets=octets)
-        if not feed.is_running:
-            feed.is_running = True
-            self._start_feed(feed)
-
-    def _load_group(self, row: store.GroupRow) -> None:
-        self._new_group((row.tenant, row.name), row.topics, Progress.decode(row.state), row.epoch)
-
-    def _new_group(
-        self, key: tuple[str, str], topics: tuple[str, ...] | None, progress: Progress, epoch: int
-    ) -> GroupFeed:
-        machine = new_machine(
-            progress, topics, attempts=self.limits.attempts, visibility_s=self.limits.visibility_s
-        )
-        feed = self.groups[key] = GroupFeed(
-            self.log, *key, topics, machine, epoch=epoch, cutter=self._cutter, changed=self._note_unsaved
-        )
-        return feed
-
-    def _note_unsaved(self, feed: GroupFeed) -> None:
-        self._unsaved[feed] = None
-        self._save.set()
-
-    def drop_group(self, tenant: str, name: str) -> None:
-        """Forget a group that has no members.  Raises ShardsError where there is none, or it has some."""
-        feed = self.groups.get((tenant, name))
-        if feed is None:
-            raise ShardsError(f"no group {name!r}", hint="bridgectl groups")
-        if feed.outlets:
-            raise ShardsError(f"group {name!r} has members", hint="stop its consumers first")
-        self._stop_feed(feed)
-        del self.groups[tenant, name]
-
-    def _start_feed(self, feed: Feed) -> None:
-        self._feeds[feed] = None
-        if feed.topics is None:
-            self._by_journal.setdefault(feed.tenant, {})[feed] = None
-        else:
-            for topic in feed.topics:
-                self._by_topic.setdefault((feed.tenant, topic), {})[feed] = None
-        self._nursery.start_soon(self._run_feed, feed)
-
-    async def _run_feed(self, feed: Feed) -> None:
-        with feed.scope:
-            await feed.run()
-
-    def _stop_feed(self, feed: Feed) -> None:
-        feed.scope.cancel()
-        if feed not in self._feeds:
-            return
-        del self._feeds[feed]
-        for topic in feed.topics or ():
-            listed = self._by_topic[feed.tenant, topic]
-            del listed[feed]
-            if not listed:
-                del self._by_topic[feed.tenant, topic]
-        if feed.topics is None:
-            del self._by_journal[feed.tenant][feed]
-
-    def _close(self, peer: Peer, request: int, *, fell: bool) -> None:
-        opened = peer.subscriptions.pop(request, None)
-        if opened is None:
-            return
-        self._shed += opened.outlet.shed
-        if isinstance(opened.feed, GroupFeed):
-            opened.feed.leave(opened.outlet.member, fell=fell)
-        else:
-            self._stop_feed(opened.feed)
+        self.readers.subscribe(peer, principal.tenant, frame, topics)
 
     def _on_done(self, peer: Peer, principal: Principal, frame: wire.Done) -> None:
-        feed, member = _group_of(peer, frame.request)
-        if feed is not None:
-            feed.done(member, _bounded(frame.spans))
+        self.readers.done(peer, frame)
 
     def _on_release(self, peer: Peer, principal: Principal, frame: wire.Release) -> None:
-        feed, member = _group_of(peer, frame.request)
-        if feed is not None:
-            feed.release(member, _bounded(frame.spans), frame.delay_ms / 1000)
+        self.readers.release(peer, frame)
 
     def _on_dead(self, peer: Peer, principal: Principal, frame: wire.Dead) -> None:
-        feed, member = _group_of(peer, frame.request)
-        if feed is not None:
-            feed.bury(member, frame.position, frame.code, frame.reason[:1000])
+        self.readers.bury(peer, frame)
 
     def _on_credit(self, peer: Peer, principal: Principal, frame: wire.Credit) -> None:
-        opened = peer.subscriptions.get(frame.request)
-        if opened is not None and isinstance(opened.feed, TailFeed):
-            opened.feed.credit(
-                min(frame.records, self.limits.credit_records), min(frame.bytes_, self.limits.credit_octets)
-            )
+        self.readers.credit(peer, frame)
 
     def _on_close(self, peer: Peer, principal: Principal, frame: wire.Close) -> None:
-        self._close(peer, frame.request, fell=False)
+        self.readers.close(peer, frame.request, fell=False)
         self.requests.retire(peer, frame.request, principal.tenant)
         self.requests.cancel(peer, frame.request)
 
     def _on_seek(self, peer: Peer, principal: Principal, frame: wire.Seek) -> None:
         if not peer.allows("request", SEEK_TOPIC):
-            peer.send(_refusal(frame.request))
+            peer.refuse(frame.request)
             return
         try:
-            self.seek(principal.tenant, frame.group, frame.topics, frame.start, frame.stop)
+            self.readers.seek(principal.tenant, frame.group, frame.topics, frame.start, frame.stop)
         except ShardsError as exc:
             peer.send(wire.Nak(frame.request, wire.Code.CONFLICT, 1000, str(exc)[:200]))
             return
         peer.send(wire.Ack((wire.Acked(frame.request, 0, self.log.head, False),)))
-
-    def seek(self, tenant: str, group: str, topics: tuple[str, ...] | None, start: int, stop: int) -> None:
-        """Give a group records again.  Raises ShardsError: no such group, other topics, too many seeks."""
-        feed = self.groups.get((tenant, group))
-        if feed is None:
-            raise ShardsError(f"no group {group!r}", hint="bridgectl groups")
-        if topics is not None and feed.topic_set is not None and not feed.topic_set >= set(topics):
-            raise ShardsError(f"group {group!r} does not read all of these topics")
-        feed.seek(topics, max(start, self.log.first), min(stop, max(self.log.head, start)))
 
     # -- requests -----------------------------------------------------------------------------------------
 
@@ -756,7 +458,7 @@ class Core:
         if not self._claim(peer, frame.request):
             return
         if not frame.topics or not all(peer.allows("respond", topic) for topic in frame.topics):
-            peer.send(_refusal(frame.request))
+            peer.refuse(frame.request)
             return
         peer.send(wire.Ack((wire.Acked(frame.request, 0, self.log.head, False),)))
         self.requests.respond(peer, frame, frame.topics, principal.tenant)
@@ -774,29 +476,6 @@ class Core:
 
     def _on_bye(self, peer: Peer, principal: Principal, frame: wire.Bye) -> None:
         self._end(peer, Reason.CLOSING, fell=False)
-
-
-def _group_of(peer: Peer, request: int) -> tuple[GroupFeed | None, int]:
-    """The consumer group that a member's word is for; none when the subscription is over or a plain tail."""
-    opened = peer.subscriptions.get(request)
-    if opened is None or not isinstance(opened.feed, GroupFeed):
-        return None, 0
-    return opened.feed, opened.outlet.member
-
-
-def _bounded(spans: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-    if sum(n for _, n in spans) > SPAN_RECORDS_MAX:
-        raise RemoteProtocolError("more records are acknowledged than anybody can hold")
-    return spans
-
-
-def _refusal(request: int) -> wire.Nak:
-    """The same words whether a name is foreign, absent or not granted."""
-    return wire.Nak(request, wire.Code.NOT_GRANTED, wire.NO_RETRY, "no grant for this, or no such name")
-
-
-def _overload(request: int) -> wire.Nak:
-    return wire.Nak(request, wire.Code.OVERLOADED, OVERLOADED_RETRY_MS, "publish again in order")
 
 
 def _where(exc: BaseException) -> str:

@@ -107,6 +107,11 @@ class Peer:
             return
         self.flush()
 
+    def refuse(self, request: int) -> None:
+        """Not granted: the same words whether a name is foreign, absent or without a grant."""
+        text = "no grant for this, or no such name"
+        self.send(wire.Nak(request, wire.Code.NOT_GRANTED, wire.NO_RETRY, text))
+
     def say(self, last: wire.Frame) -> None:
         """A last word, if the link stands; it may get lost."""
         if self.link.is_established:

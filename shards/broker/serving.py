@@ -170,7 +170,7 @@ class Broker:
                 members=len(feed.outlets),
                 late=feed.machine.late,
             )
-            for (owner, name), feed in sorted(self._core.groups.items())
+            for (owner, name), feed in sorted(self._core.readers.groups.items())
             if owner == tenant
         ]
 
@@ -189,12 +189,12 @@ class Broker:
             ShardsError: No such group, it does not read these topics, or too many seeks are still running.
         """
         stop = wire.NEVER if to_position is None else to_position
-        self._core.seek(tenant, group, None if topics is None else tuple(topics), from_position, stop)
-        await self._core.save_groups_now()
+        self._core.readers.seek(tenant, group, None if topics is None else tuple(topics), from_position, stop)
+        await self._core.readers.save_groups_now()
 
     async def drop_group(self, tenant: str, name: str) -> None:
         """Forget a group without members.  Raises ShardsError where there is none, or it has some."""
-        self._core.drop_group(tenant, name)
+        self._core.readers.drop_group(tenant, name)
         await self._log.database.write(lambda tx: store.drop_group(tx, tenant, name))
 
     async def dead_letters(
@@ -218,8 +218,8 @@ class Broker:
                 f"dead letter {id_}'s record is no longer in the log",
                 hint="its content is still in `bridgectl dlq show`",
             )
-        self._core.seek(tenant, row.group, (row.topic,), row.position, row.position + 1)
-        await self._core.save_groups_now()
+        self._core.readers.seek(tenant, row.group, (row.topic,), row.position, row.position + 1)
+        await self._core.readers.save_groups_now()
         await self._log.database.write(lambda tx: store.drop_dead(tx, tenant, id_))
 
     async def drop(self, tenant: str, id_: int) -> None:
@@ -326,7 +326,7 @@ async def open_broker(
                     core.serve,
                     core.sweep,
                     core.keep_house,
-                    core.save_groups,
+                    core.readers.save_groups,
                     log.database.wait_failed,
                 ):
                     nursery.start_soon(task)
@@ -340,7 +340,7 @@ async def open_broker(
                     core.say_goodbye()
                     with suppress(LogError), trio.move_on_after(CLOSE_S) as scope:
                         scope.shield = True
-                        await core.save_groups_now()
+                        await core.readers.save_groups_now()
                     nursery.cancel_scope.cancel()
         finally:
             with trio.move_on_after(CLOSE_S, shield=True):

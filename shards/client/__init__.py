@@ -1,9 +1,10 @@
 """The way into the fabric: publish, subscribe, request, respond, replay.
 
-core         open_client and Client: what outlives a link, and the loop that makes links
-session      one link                      identity     whose it is
-publisher    signed batches, coalesced     subscription records, credit, acknowledgements
-responder    calls and their handlers
+- `core`: `open_client` and `Client`: what outlives a link, and the loop that makes links
+- `session`: one link; `identity`: whose it is
+- `publisher`: signed batches, coalesced
+- `subscription`: records, credit, acknowledgements
+- `responder`: calls and their handlers
 """
 
 from __future__ import annotations

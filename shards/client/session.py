@@ -31,9 +31,9 @@ class Session:
 
     def __init__(self, frames: Frames, link: Initiator) -> None:
         self.is_over = False
-        self._frames = frames
-        self._link = link
-        self._assembly = wire.Assembly()
+        self.frames = frames
+        self.link = link
+        self.assembly = wire.Assembly()
         self._queue: deque[bytes] = deque()
         self._sealed: bytes | None = None
         self._heard_at = trio.current_time()
@@ -46,7 +46,7 @@ class Session:
 
     def send(self, frame: wire.Frame) -> None:
         """Send; what the socket will not take waits in order.  Nothing happens on a link that is over."""
-        if self.is_over or self._link.is_lost:
+        if self.is_over or self.link.is_lost:
             return
         self._queue.extend(wire.encode(frame))
         if self._sealed is None:
@@ -69,17 +69,17 @@ class Session:
         self.is_over = True
         self._queue.clear()
         with trio.CancelScope(shield=True):
-            await self._frames.aclose()
+            await self.frames.aclose()
 
     async def _receive(self, heard: Callable[[wire.Frame], None]) -> None:
         while True:
-            arrived = await self._frames.receive(64)
+            arrived = await self.frames.receive(64)
             self._heard_at = now = trio.current_time()
             for _, raw in arrived:
-                for event in self._link.receive_frame(raw, now):
+                for event in self.link.receive_frame(raw, now):
                     if isinstance(event, Data):
                         try:
-                            frame = self._assembly.feed(event.plaintext)
+                            frame = self.assembly.feed(event.plaintext)
                         except RemoteProtocolError as exc:
                             self.send(wire.Bye(wire.Code.MALFORMED, str(exc)[:200]))
                             raise LinkLost from exc
@@ -87,7 +87,7 @@ class Session:
                             heard(frame)
                     elif isinstance(event, Lost):
                         raise LinkLost(event.reason.name)
-            if self._frames.lost() or self.is_over:
+            if self.frames.lost() or self.is_over:
                 raise LinkLost
 
     async def _watch(self) -> None:
@@ -96,7 +96,7 @@ class Session:
             await trio.sleep(PING_AFTER_S)
             silent_s = trio.current_time() - self._heard_at
             if silent_s >= SILENT_S_MAX:
-                self._frames.cut(b"")
+                self.frames.cut(b"")
             elif silent_s >= PING_AFTER_S / 2:
                 self.send(wire.Ping(0))
 
@@ -112,13 +112,13 @@ class Session:
         now = trio.current_time()
         while True:
             if self._sealed is not None:
-                if not self._frames.send_nowait(b"", self._sealed):
+                if not self.frames.send_nowait(b"", self._sealed):
                     self._stalled.set()
                     return
                 self._sealed = None
-            if not self._queue or self.is_over or self._link.is_lost:
+            if not self._queue or self.is_over or self.link.is_lost:
                 return
-            self._sealed = self._link.seal(self._queue.popleft(), now)
+            self._sealed = self.link.seal(self._queue.popleft(), now)
 
 
 async def connect(
