@@ -6,8 +6,9 @@ changed something is an event on `bridge/fabric/event` before it is answered.  T
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn, Protocol
 
 import attrs
 import trio
@@ -28,12 +29,24 @@ from bridged.requests import Question, serve
 from shards.broker import Broker, Principal
 from shards.client import Client
 from shards.env import Env
-from shards.errors import RequestFailed, ShardsError
+from shards.errors import LogError, OffsetTrimmed, RequestFailed, ShardsError
 from shards.grant import Grant, role_grants
 from shards.shard import MemberStatus, Supervisor
 
-OPERATOR_ROLES = ("send", "sync", "admin")
+HOUSE = frozenset({"control", "vault", "audit", "facade", "gateway"})
+"""Members without whom a shard does not work; their rows are the configuration's alone."""
 EVENTS_WAITING_MAX = 1024
+
+
+class Outsider(Protocol):
+    """A connector that the configuration lets run outside, as `bridged.config.Member`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def grants(self) -> frozenset[Grant]: ...
+    @property
+    def accounts(self) -> tuple[str, ...]: ...
 
 
 class Control:
@@ -48,10 +61,10 @@ class Control:
         broker: Broker,
         supervisor: Supervisor,
         describe: Callable[[], Mapping[str, Any]],
-        connector_grants: Callable[[str, str], frozenset[Grant] | None],
+        outsider: Callable[[str, str], Outsider | None],
     ) -> None:
         """`describe` adds what only the daemon knows (connectors, addresses, version) to `status`;
-        `connector_grants` is what the configuration gives a connector that runs outside, None: it names none such."""
+        `outsider` is what the configuration says of a connector that runs outside, None: it names none such."""
         self._env = env
         self._client = client
         self._tenant = client.identity.tenant
@@ -59,7 +72,7 @@ class Control:
         self._broker = broker
         self._supervisor = supervisor
         self._describe = describe
-        self._connector_grants = connector_grants
+        self._outsider = outsider
         self._news, self._to_tell = trio.open_memory_channel[dict[str, Any]](EVENTS_WAITING_MAX)
         self._started = env.wall()
 
@@ -115,7 +128,8 @@ class Control:
         known = {row.topic: row for row in self._broker.topics(self._tenant)}
         if topic not in known:
             raise RequestFailed("not_found", f"no topic {topic!r} here", hint="bridgectl topics")
-        first = await self._offset(topic, question.payload.get("from", 0))
+        kept = await self._broker.offset_at(self._tenant, topic, 0)  # retention has taken what was before
+        first = max(kept, await self._offset(topic, question.payload.get("from", 0)))
         last = question.payload.get("to")
         end = known[topic].next_offset if last is None else await self._offset(topic, last)
         end = min(end, known[topic].next_offset)
@@ -123,14 +137,16 @@ class Control:
             raise RequestFailed(
                 "invalid_field", "there is nothing between from and to", hint="bridgectl topics"
             )
-        from_position = await self._broker.position_of(self._tenant, topic, first)
-        to_position = await self._broker.position_of(self._tenant, topic, end - 1) + 1
+        with _said("not_found"):
+            from_position = await self._broker.position_of(self._tenant, topic, first)
+            to_position = await self._broker.position_of(self._tenant, topic, end - 1) + 1
         if not question.payload.get("dry_run"):
             if group not in {row.name for row in self._broker.groups(self._tenant)}:
                 raise RequestFailed("not_found", f"no group {group!r} here", hint="bridgectl groups")
-            await self._broker.seek(
-                self._tenant, group, [topic], from_position=from_position, to_position=to_position
-            )
+            with _said("invalid_field"):
+                await self._broker.seek(
+                    self._tenant, group, [topic], from_position=from_position, to_position=to_position
+                )
             await self._event(question, "replay", topic=topic, group=group, first=first, end=end)
         return {
             "topic": topic,
@@ -150,13 +166,14 @@ class Control:
             return {"grants": [{"name": p.name, "grants": sorted(map(str, p.grants))} for p in rows]}
         if op not in ("add", "revoke"):
             raise RequestFailed("invalid_field", "payload.op is list, add or revoke")
-        principal = self._principal(question.text("name"))
+        principal = self._changeable(question.text("name"))
         grants = self._named_grants(question)
-        for grant in grants:
-            if op == "add":
-                await self._broker.grant(principal.name, grant, tenant=self._tenant)
-            else:
-                await self._broker.ungrant(principal.name, grant, tenant=self._tenant)
+        with _said("invalid_field"):
+            for grant in grants:
+                if op == "add":
+                    await self._broker.grant(principal.name, grant, tenant=self._tenant)
+                else:
+                    await self._broker.ungrant(principal.name, grant, tenant=self._tenant)
         told = sorted(map(str, grants))
         await self._event(question, f"grant_{op}", name=principal.name, grants=told)
         return {"name": principal.name, "grants": told}
@@ -173,11 +190,12 @@ class Control:
             return {"key": _told(self._principal(name))}
         if op == "invite":
             return await self._invite(question, name)
-        principal = self._principal(name)
+        principal = self._changeable(name)
         acts = {"revoke": self._broker.revoke, "suspend": self._broker.suspend, "resume": self._broker.resume}
         if op not in acts:
             raise RequestFailed("invalid_field", "payload.op is list, get, invite, suspend, resume or revoke")
-        await acts[op](principal.name, tenant=self._tenant)
+        with _said("invalid_field"):
+            await acts[op](principal.name, tenant=self._tenant)
         await self._event(question, f"key_{op}", name=name)
         return {"name": name, "done": op}
 
@@ -225,7 +243,8 @@ class Control:
         acts = {"retry": self._broker.retry, "drop": self._broker.drop}
         if op not in acts:
             raise RequestFailed("invalid_field", "payload.op is list, show, retry or drop")
-        await acts[op](self._tenant, number)
+        with _said("not_found"):
+            await acts[op](self._tenant, number)
         await self._event(question, f"dead_{op}", dead_letter=number)
         return {"id": number, "done": op}
 
@@ -233,23 +252,36 @@ class Control:
 
     async def _invite(self, question: Question, name: str) -> Mapping[str, Any]:
         service, instance = question.payload.get("service"), question.payload.get("instance")
+        accounts: tuple[str, ...] = ()
+        if name in HOUSE:
+            raise _of_the_house(name)
         if service is None:
             grants = self._named_grants(question)
         else:
-            known = self._connector_grants(str(service), str(instance))
-            if known is None:
+            member = self._outsider(str(service), str(instance))
+            if member is None or member.name != name:
                 raise RequestFailed(
                     "not_found",
-                    f"the configuration names no connector {service}/{instance} that runs outside",
-                    hint='add its table with runs = "outside"',
+                    f"the configuration names no connector {name} that runs outside",
+                    hint='add its table with runs = "outside", and start the shard again',
                 )
-            grants = known
-        try:
-            invite = await self._broker.invite(
-                name, self._tenant, grants, service=service or None, instance=instance or None
+            grants, accounts = member.grants, member.accounts
+        held = next((row for row in self._broker.principals(self._tenant) if row.name == name), None)
+        if held is not None and held.state == "active":
+            raise RequestFailed(
+                "duplicate",
+                f"{name} is enrolled already",
+                hint=f"`bridgectl keys revoke {name}` first, where it shall have new keys",
             )
-        except ShardsError as exc:
-            raise RequestFailed("invalid_field", str(exc), hint=exc.hint) from exc
+        with _said("invalid_field"):
+            invite = await self._broker.invite(
+                name,
+                self._tenant,
+                grants,
+                service=service or None,
+                instance=instance or None,
+                accounts=accounts,
+            )
         await self._event(question, "key_invite", name=name, invite=invite.id)
         return {
             "name": name,
@@ -275,6 +307,12 @@ class Control:
                 return principal
         raise RequestFailed("not_found", f"no principal {name!r} here", hint="bridgectl keys list")
 
+    def _changeable(self, name: str) -> Principal:
+        """The principal, unless it is a member of the house."""
+        if name in HOUSE:
+            raise _of_the_house(name)
+        return self._principal(name)
+
     async def _offset(self, topic: str, value: object) -> int:
         """An offset as it is, a time as the first offset at or after it."""
         if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
@@ -283,7 +321,9 @@ class Control:
             try:
                 at_ms = to_ms(parse_time(value, "from"))
             except EnvelopeError as exc:
-                raise RequestFailed("invalid_field", str(exc)) from exc
+                raise RequestFailed(
+                    "invalid_field", str(exc), hint="an offset, or a time like 2026-11-24T08:00:00Z"
+                ) from exc
             return await self._broker.offset_at(self._tenant, topic, at_ms)
         raise RequestFailed("invalid_field", "from and to are an offset or a time like 2026-11-24T08:00:00Z")
 
@@ -309,6 +349,25 @@ class Control:
             metadata=metadata,
         )
         await self._client.publish(topic_for("fabric", "event"), [envelope.encode()], key=b"fabric")
+
+
+@contextmanager
+def _said(code: str) -> Iterator[None]:
+    """What the broker refuses is the asker's error; a storage that fails is not."""
+    try:
+        yield
+    except OffsetTrimmed as exc:
+        raise RequestFailed("not_found", str(exc), hint="retention has taken it") from exc
+    except (RequestFailed, LogError):
+        raise
+    except ShardsError as exc:
+        raise RequestFailed(code, str(exc), hint=exc.hint) from exc
+
+
+def _of_the_house(name: str) -> RequestFailed:
+    return RequestFailed(
+        "forbidden", f"{name} is a member of the house", hint="its keys and grants are the shard's own"
+    )
 
 
 def _told(principal: Principal) -> dict[str, Any]:

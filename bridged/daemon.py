@@ -22,11 +22,11 @@ from bridged.audit.member import origin, run_audit
 from bridged.config import Config, ConnectorSettings, Member, split_address
 from bridged.connectors import Connector
 from bridged.connectors.desk import attend
-from bridged.control import Control
+from bridged.control import HOUSE, Control
 from bridged.errors import BadCredentials, Banned, ConfigError
 from bridged.facade import ClientSeed, Conversation, FacadeSettings, Link, run_facade
 from bridged.gateway.ws import run_gateway
-from bridged.keyring import Card, load_cards, load_key, member_identity, seed_file
+from bridged.keyring import Card, KeyFileError, load_cards, load_key, member_identity, seed_file
 from bridged.vault.member import run_vault
 from bridged.vault.softtoken import SoftToken
 from shards import restart, shard
@@ -34,7 +34,7 @@ from shards.broker import Broker, Principal, open_broker
 from shards.client import Client, open_client
 from shards.database import lock_state
 from shards.env import Env
-from shards.errors import MemberError, RequestFailed, Unreachable
+from shards.errors import MemberError, NotGranted, RequestFailed, Unreachable
 from shards.grant import role_grants
 from shards.shard import MemberStatus, Supervisor
 
@@ -95,6 +95,13 @@ class Daemon:
         """Every card beside the configuration is an operator: it asks, speaks and reads."""
         for card in self._cards():
             noise, signing, lease = card.publics()
+            known = {row.name: row for row in self.broker.principals(card.tenant)}
+            if card.tenant not in self.config.tenants or card.name in HOUSE:
+                raise KeyFileError(
+                    f"the card of {card.name} is none of this shard's", hint=f"remove {card.name}.pub"
+                )
+            if card.name in known and known[card.name].noise_public == noise:
+                continue  # the row decides: what was granted, revoked or shut out since then stays so
             grants = role_grants("admin") | role_grants("send") | role_grants("sync")
             await self.broker.enroll(
                 Principal(
@@ -117,9 +124,17 @@ class Daemon:
         named = self.config.members(tenant)
         known = {row.name: row for row in self.broker.principals(tenant)}
         operators = {card.name for card in self._cards() if card.tenant == tenant}
+        by_name = {member.name: member for member in named}
         for name, row in known.items():
-            if name not in {member.name for member in named} | operators and row.service is not None:
+            if row.state == "revoked" or row.service is None or name in operators:
+                continue
+            member = by_name.get(name)
+            if member is None:
                 await self.broker.suspend(name, tenant=tenant)
+            elif member.runs == "outside":  # it has its keys; what it may do stands in the file
+                await self.broker.enroll(
+                    attrs.evolve(row, grants=member.grants, accounts=member.accounts, state="active")
+                )
         serves = self._house(tenant)
         out = []
         for member in named:
@@ -144,19 +159,21 @@ class Daemon:
         identity = await self.env.run_sync(
             member_identity, path, member.name, member.tenant, self.env.token_bytes
         )
-        await self.broker.enroll(
-            Principal(
-                name=member.name,
-                tenant=member.tenant,
-                noise_public=identity.noise_public,
-                signing_public=identity.signing_public,
-                lease_public=identity.lease_public,
-                grants=member.grants,
-                service=member.service,
-                instance=member.instance,
-                accounts=member.accounts,
+        row = next((p for p in self.broker.principals(member.tenant) if p.name == member.name), None)
+        if row is None or row.state != "revoked" or row.noise_public != identity.noise_public:
+            await self.broker.enroll(
+                Principal(
+                    name=member.name,
+                    tenant=member.tenant,
+                    noise_public=identity.noise_public,
+                    signing_public=identity.signing_public,
+                    lease_public=identity.lease_public,
+                    grants=member.grants,
+                    service=member.service,
+                    instance=member.instance,
+                    accounts=member.accounts,
+                )
             )
-        )
 
         async def run(*, task_status: trio.TaskStatus[None]) -> None:
             try:
@@ -170,6 +187,12 @@ class Daemon:
                     await serve(client, task_status)
             except* (RequestFailed, Unreachable) as group:
                 raise MemberError(f"the house did not answer: {_first(group)}") from group
+            except* NotGranted as group:
+                if member.service is None:
+                    raise
+                raise BadCredentials(
+                    f"{_first(group)}; where its key was revoked, remove {path} and start the shard: it gets another"
+                ) from group
 
         return run
 
@@ -185,7 +208,7 @@ class Daemon:
                 broker=self.broker,
                 supervisor=self.supervisor,
                 describe=lambda: self._describe(tenant),
-                connector_grants=lambda service, instance: self._outside_grants(tenant, service, instance),
+                outsider=lambda service, instance: self._outsider(tenant, service, instance),
             )
             self.controls[tenant] = serving
             try:
@@ -329,10 +352,10 @@ class Daemon:
             )
         return {"connectors": connectors, "gateway_port": self.gateway_port}
 
-    def _outside_grants(self, tenant: str, service: str, instance: str) -> Any:
+    def _outsider(self, tenant: str, service: str, instance: str) -> Member | None:
         for member in self.config.members(tenant):
             if member.runs == "outside" and (member.service, member.instance) == (service, instance):
-                return member.grants
+                return member
         return None
 
 

@@ -210,6 +210,15 @@ def seed_file(path: Path, token_bytes: Callable[[int], bytes]) -> Secret:
     """A 32-byte secret of its own, made at the first use and kept (the audit's signing key)."""
     if not path.exists():
         write_private(path, token_bytes(KEY_BYTES).hex().encode() + b"\n")
+    return load_seed(path)
+
+
+def load_seed(path: Path) -> Secret:
+    """A secret that `seed_file` made.
+
+    Raises:
+        KeyFileError: Missing, readable by others, or none.
+    """
     try:
         seed = bytes.fromhex(read_private(path).decode("ascii").strip())
     except ValueError:

@@ -26,6 +26,8 @@ log = get_logger("requests")
 AGAIN_S = 0.1
 WITHIN_S = 10.0
 """How long a question waits for its answer where nobody says otherwise."""
+HINT_FOLLOWS = "\n"
+"""A failed answer has one text on the wire: the message, and after this what to do."""
 
 
 @attrs.frozen(kw_only=True)
@@ -114,7 +116,8 @@ async def ask(
             break
         except RequestFailed as exc:
             if exc.code != "network_down" or trio.current_time() >= asked_at + patience_s:
-                raise
+                message, _, hint = str(exc).partition(HINT_FOLLOWS)
+                raise RequestFailed(exc.code, message, hint=hint, retry_after_ms=exc.retry_after_ms) from exc
             await trio.sleep(AGAIN_S)
     try:
         answer = json.loads(body)
@@ -162,8 +165,10 @@ async def serve(
         except EnvelopeError as exc:
             raise RequestFailed(exc.code, str(exc)) from exc
         except BridgeError as exc:
-            raise RequestFailed("internal", str(exc), hint=exc.hint) from exc
-        except (RequestFailed, LogError):
+            raise _with_hint(RequestFailed("internal", str(exc), hint=exc.hint)) from exc
+        except RequestFailed as exc:
+            raise _with_hint(exc) from exc
+        except LogError:
             raise
         except Exception as exc:  # a bug met by one question must not end the member that others lean on
             log.error("fault", action=request.topic, traceback=traceback_of(exc))
@@ -176,3 +181,9 @@ async def serve(
         concurrency=concurrency,
         task_status=task_status,
     )
+
+
+def _with_hint(exc: RequestFailed) -> RequestFailed:
+    message = " ".join(str(exc).split())
+    text = f"{message}{HINT_FOLLOWS}{exc.hint}" if exc.hint else message
+    return RequestFailed(exc.code, text, hint=exc.hint, retry_after_ms=exc.retry_after_ms)

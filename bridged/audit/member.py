@@ -31,13 +31,14 @@ def origin(shard: str, tenant: str) -> str:
 class Audit:
     """One tenant's audit log, growing."""
 
-    def __init__(self, env: Env, database: Database, *, name: str, seed: Secret) -> None:
-        self._env = env
+    def __init__(self, database: Database, *, name: str, seed: Secret) -> None:
         self._database = database
         self._name = name
         self._seed = seed
         self._frontier = Frontier()
         self._signed = 0
+        self._next = 0
+        """The journal position after the last leaf's."""
 
     async def open(self) -> int:
         """Read the tree's edge; returns the journal position to go on from."""
@@ -46,17 +47,21 @@ class Audit:
         )
         self._frontier = Frontier(hashes)
         self._signed = notes[-1][0] if notes else 0
+        self._next = position
         return position
 
     async def consume(self, subscription: Subscription) -> NoReturn:
         """One leaf a record, in journal order; acknowledged after the leaves are on disk."""
         while True:
             records = await subscription.receive()
-            leaves = [store.Leaf.of(record) for record in records]
+            # What a replay gives again has its leaf.
+            leaves = [store.Leaf.of(record) for record in records if record.position >= self._next]
             first = self._frontier.size
             hashes = await self._database.write(lambda tx: store.append(tx, first, leaves))  # noqa: B023
             for leaf in hashes:
                 self._frontier.append(leaf)
+            if leaves:
+                self._next = leaves[-1].position + 1
             await subscription.done(records)
 
     async def checkpoint(self) -> None:
@@ -65,8 +70,7 @@ class Audit:
         if size == self._signed:
             return
         note = sign_checkpoint(Checkpoint(origin=self._name, size=size, root=root), self._seed.reveal())
-        at_ms = int(self._env.wall() * 1000)
-        await self._database.write(lambda tx: store.put_checkpoint(tx, size, at_ms, note))
+        await self._database.write(lambda tx: store.put_checkpoint(tx, size, note))
         self._signed = size
 
     async def sign(self) -> NoReturn:
@@ -87,7 +91,7 @@ async def run_audit(
 ) -> NoReturn:
     """The audit of the client's tenant over `audit.db` at `path`; never returns."""
     async with open_database(env, path, migrations=store.MIGRATIONS) as database:
-        audit = Audit(env, database, name=name, seed=seed)
+        audit = Audit(database, name=name, seed=seed)
         position = await audit.open()
         async with (
             client.subscribe(

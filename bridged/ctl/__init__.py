@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import trio
 
 from bridged.ctl.arguments import parser
-from bridged.ctl.output import DONE, fail
+from bridged.ctl.output import DONE, CtlError, fail
 from bridged.ctl.session import Session
 from bridged.errors import BridgeError
 from shards.errors import ShardsError
@@ -16,7 +16,11 @@ from shards.errors import ShardsError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    args = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    try:
+        args = parser().parse_args(words)
+    except CtlError as exc:
+        return fail(exc, as_json="--json" in words)
     try:
         trio.run(_run, Session(args), strict_exception_groups=True)
     except BaseExceptionGroup as group:

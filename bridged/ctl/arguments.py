@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from bridged.ctl import offline, online, stream
-from bridged.ctl.output import USAGE
+from bridged.ctl import joining, offline, online, stream
+from bridged.ctl.output import USAGE, CtlError
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message} (see {self.prog} --help)", file=sys.stderr)
-        raise SystemExit(USAGE)
+        raise CtlError(message, code="usage", hint=f"{self.prog} --help", status=USAGE)
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """The whole command line.  Its `parse_args` raises CtlError for words that it does not know."""
     top = _Parser(prog="bridgectl", description="Look after a shard of bridged.")
     top.add_argument("--config", metavar="FILE", help="the shard's configuration (else $BRIDGED_CONFIG)")
     top.add_argument("--shard", metavar="NAME", help="short for --config /etc/bridged/NAME.toml")
@@ -39,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
 
     def group(name: str, help_: str) -> Any:
         sub = commands.add_parser(name, help=help_, description=help_)
+        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         return sub.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
 
     # without a daemon
@@ -72,12 +71,24 @@ def parser() -> argparse.ArgumentParser:
     sub = add(
         "invite", online.keys_invite, "the server's key and a one-time secret, good for ten minutes", keys
     )
-    sub.add_argument("name")
     sub.add_argument(
-        "--connector", metavar="SERVICE/INSTANCE", help="for a connector in a process of its own"
+        "name",
+        help="a new name; SERVICE/INSTANCE for a connector in a process of its own, whose grants are known",
     )
-    sub.add_argument("--role", action="append", choices=("send", "sync", "admin"), default=[])
-    sub.add_argument("--grant", action="append", metavar="'VERB TOPIC'", default=[])
+    sub.add_argument(
+        "--role", action="append", choices=("send", "sync", "admin"), default=[], help="what it may do"
+    )
+    sub.add_argument(
+        "--grant", action="append", metavar="'VERB TOPIC'", default=[], help="or, one by one, what it may do"
+    )
+    sub = add("join", joining.keys_join, "trade an invite for keys of one's own, kept in FILE", keys)
+    sub.add_argument("file", metavar="FILE", help="where the private keys are kept; made, or used again")
+    sub.add_argument("--server", required=True, metavar="KEY", help="the server's key, as the invite says it")
+    sub.add_argument("--invite", required=True, metavar="ID", help="the invite's id")
+    sub.add_argument("--name", required=True, help="who is invited")
+    sub.add_argument(
+        "--endpoint", metavar="E", help="tcp://HOST:PORT or a socket's path (else the configuration's socket)"
+    )
     sub = add("revoke", online.keys_revoke, "shut a principal out now", keys)
     sub.add_argument("name")
 

@@ -14,9 +14,11 @@ from typing import Any
 from nacl import bindings
 
 from bridged.audit import store as audit_store
+from bridged.audit.against import compare
 from bridged.audit.member import origin
 from bridged.audit.tree import inclusion_proof, verifier_key
 from bridged.config import load_config
+from bridged.control import HOUSE
 from bridged.ctl.output import CONFIG, FAILED, CtlError, usage
 from bridged.ctl.probe import Finding, encrypted_disk, platform_findings, storage_finding
 from bridged.ctl.session import Session
@@ -28,6 +30,7 @@ from bridged.keyring import (
     card_of,
     check_name,
     load_cards,
+    load_seed,
     save_card,
     save_key,
     seed_file,
@@ -277,10 +280,7 @@ def _storage(state: Path) -> list[Finding]:
 
 async def log_verify(s: Session) -> None:
     """Every checksum and chain of the Log."""
-    path = s.config.state / "log.db"
-    if not path.exists():
-        raise CtlError(f"there is no {path}", code="not_found", hint="the shard has never run")
-    async with open_log(s.env, path, read_only=True) as log:
+    async with open_log(s.env, _log_path(s), read_only=True) as log:
         found = await log.verify()
     s.out.value(
         {"records": found.records, "segments": found.segments, "head": found.head, "verified": True},
@@ -306,31 +306,19 @@ async def _verify_tenant(s: Session, tenant: str) -> dict[str, Any]:
         s.env, _audit_path(s, tenant), migrations=audit_store.MIGRATIONS, read_only=True
     ) as database:
         found = await database.read(lambda tx: audit_store.verify(tx, public))
-        _, position = await database.read(audit_store.head)
-    missing = await _records_without_leaf(s, tenant, position)
+        async with open_log(s.env, _log_path(s), read_only=True) as log:
+            beside = await compare(log, database, tenant, size=found.size)
     return {
         "tenant": tenant,
         "size": found.size,
         "root": found.root.hex(),
         "checkpoints": found.checkpoints,
         "signed_size": found.signed_size,
-        "not_yet_audited": missing,
+        "compared": beside.compared,
+        "trimmed": beside.trimmed,
+        "not_yet_audited": beside.not_yet_audited,
         "verified": True,
     }
-
-
-async def _records_without_leaf(s: Session, tenant: str, position: int) -> int:
-    """Records after the last leaf: the audit has not come to them yet."""
-    path = s.config.state / "log.db"
-    if not path.exists():
-        return 0
-    count = 0
-    async with open_log(s.env, path, read_only=True) as log:
-        while position < log.head:
-            page = await log.page(position, tenant=tenant)
-            count += sum(run.end - max(run.position, position) for run in page.runs)
-            position = page.next
-    return count
 
 
 async def audit_prove(s: Session) -> None:
@@ -384,6 +372,13 @@ async def audit_checkpoint(s: Session) -> None:
     s.out.value({"checkpoint": notes[-1][1], "verifier": _verifier(s, tenant)}, notes[-1][1].rstrip("\n"))
 
 
+def _log_path(s: Session) -> Path:
+    path: Path = s.config.state / "log.db"
+    if not path.exists():
+        raise CtlError(f"there is no {path}", code="not_found", hint="the shard has never run")
+    return path
+
+
 def _audit_path(s: Session, tenant: str) -> Path:
     path: Path = s.config.paths(tenant).audit
     if not path.exists():
@@ -392,7 +387,7 @@ def _audit_path(s: Session, tenant: str) -> Path:
 
 
 def _audit_public(s: Session, tenant: str) -> bytes:
-    seed = seed_file(s.config.state / "keys" / f"audit-{tenant}.key", s.env.token_bytes)
+    seed = load_seed(s.config.state / "keys" / f"audit-{tenant}.key")
     public, _ = bindings.crypto_sign_seed_keypair(seed.reveal())
     return public
 
@@ -404,6 +399,8 @@ def _verifier(s: Session, tenant: str) -> str:
 async def keys_new(s: Session) -> None:
     """A new operator: a private file for it, a card for the shard."""
     name = check_name(s.args.name)
+    if name in HOUSE:
+        usage(f"{name} is the name of a member of the house")
     tenant = s.args.tenant or s.config.tenants[0]
     if tenant not in s.config.tenants:
         usage(f"--tenant is one of {', '.join(s.config.tenants)}")
@@ -416,7 +413,7 @@ async def keys_new(s: Session) -> None:
     await s.env.run_sync(save_card, path.with_suffix(".pub"), card)
     s.out.value(
         {"name": name, "key": str(path), "card": str(path.with_suffix(".pub"))},
-        f"{path} is {name}'s alone; the shard knows it from its next reload on (`bridgectl reload`, SIGHUP or a start)",
+        f"{path} is {name}'s alone; the shard knows it from its next start, or SIGHUP, on",
     )
 
 

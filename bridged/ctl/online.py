@@ -10,7 +10,7 @@ from typing import Any
 from bridged.audit import store as audit_store
 from bridged.ctl.output import USAGE, CtlError, usage
 from bridged.ctl.session import Session
-from bridged.envelope import to_base64url
+from bridged.envelope import format_time, from_ms, to_base64url
 from shards.database import open_database
 
 TOKEN_BYTES = 32
@@ -37,7 +37,9 @@ async def status(s: Session) -> None:
 async def topics(s: Session) -> None:
     """Topics of the tenant."""
     answer = await s.ask("fabric", "topics", {})
-    s.out.table("topics", answer["topics"], ["topic", "next_offset", "records", "octets"])
+    for row in answer["topics"]:
+        row["last_at"] = format_time(from_ms(row.pop("last_at_ms")))
+    s.out.table("topics", answer["topics"], ["topic", "next_offset", "octets", "last_at"])
 
 
 async def groups(s: Session) -> None:
@@ -52,7 +54,7 @@ async def replay(s: Session) -> None:
     payload["from"] = _place(s.args.from_)
     if s.args.to is not None:
         payload["to"] = _place(s.args.to)
-    answer = await s.ask("fabric", "replay", payload)
+    answer = await s.ask("fabric", "replay", payload, hint="bridgectl topics")
     verb = "would be" if answer["dry_run"] else "are"
     s.out.value(
         answer,
@@ -94,7 +96,12 @@ async def dlq_one(s: Session) -> None:
 
 async def trace(s: Session) -> None:
     """Everything under a trace id, the audit leaves last."""
-    answer = await s.ask("core", "trace", {"trace_id": s.args.trace_id})
+    answer = await s.ask(
+        "core",
+        "trace",
+        {"trace_id": s.args.trace_id},
+        hint="`bridgectl history CONVERSATION` shows trace ids",
+    )
     answer["audit"] = await _leaves(s, s.args.trace_id)
     if s.out.as_json:
         s.out.value(answer, "")
@@ -132,33 +139,49 @@ async def history(s: Session) -> None:
     for bound in ("before", "after", "around"):
         if getattr(s.args, bound) is not None:
             payload[bound] = getattr(s.args, bound)
-    answer = await s.ask("core", "history", payload)
+    answer = await s.ask("core", "history", payload, hint="bridgectl conversations list")
     if s.out.as_json:
         s.out.value({"messages": answer["messages"]}, "")
         return
     for message in answer["messages"]:
         states = ", ".join(f"{d['state']}" for d in message["deliveries"]) or "-"
         print(
-            f"{message['offset']:>8}  {message['at']}  <{message['sender']['name']}> {message['text']}  [{states}]"
+            f"{_shown_offset(message['offset'])}  {message['at']}  {message['trace_id']}"
+            f"  <{message['sender']['name']}> {message['text']}  [{states}]"
         )
+
+
+def _shown_offset(offset: int | None) -> str:
+    """Eight places; a dash for what is not published yet."""
+    return f"{'-' if offset is None else offset:>8}"
 
 
 async def conversations_list(s: Session) -> None:
     """Conversations and their channels."""
     answer = await s.ask("core", "conversations", {})
-    s.out.table("conversations", answer["conversations"], ["name", "origin", "channels"])
+    rows = answer["conversations"]
+    if not s.out.as_json:
+        rows = [{**row, "channels": [one["channel"] for one in row["channels"]]} for row in rows]
+    s.out.table("conversations", rows, ["name", "origin", "channels"])
 
 
 async def conversations_add(s: Session) -> None:
     """Make a conversation."""
     payload = {"op": "add", "name": s.args.name, "channels": s.args.channels}
-    answer = await s.ask("core", "conversations", payload)
+    answer = await s.ask(
+        "core", "conversations", payload, hint="a channel is msgr://channels/TENANT/bridge/SERVICE/…"
+    )
     s.out.value(answer, f"conversation {answer['name']} is there")
 
 
 async def conversations_remove(s: Session) -> None:
     """End a conversation."""
-    answer = await s.ask("core", "conversations", {"op": "remove", "name": s.args.name})
+    answer = await s.ask(
+        "core",
+        "conversations",
+        {"op": "remove", "name": s.args.name},
+        hint="bridgectl conversations list",
+    )
     s.out.value(answer, f"conversation {answer['name']} is gone")
 
 
@@ -170,22 +193,22 @@ async def keys_list(s: Session) -> None:
 
 async def keys_invite(s: Session) -> None:
     """A one-time way in for a newcomer."""
-    payload: dict[str, Any] = {
-        "op": "invite",
-        "name": s.args.name,
-        "roles": s.args.role,
-        "grants": s.args.grant,
-    }
-    if s.args.connector:
-        service, slash, instance = s.args.connector.partition("/")
-        if not slash or not service or not instance:
-            usage("--connector is SERVICE/INSTANCE, for example irc/libera")
+    payload: dict[str, Any] = {"op": "invite", "name": s.args.name}
+    service, slash, instance = s.args.name.partition("/")
+    if slash:
+        if s.args.role or s.args.grant:
+            usage("a connector's grants are the configuration's: leave --role and --grant away")
         payload |= {"service": service, "instance": instance}
+    elif not s.args.role and not s.args.grant:
+        usage("say what it may do: --role send, sync or admin, or --grant 'VERB TOPIC'")
+    else:
+        payload |= {"roles": s.args.role, "grants": s.args.grant}
     answer = await s.ask("fabric", "keys", payload)
     s.out.value(
         answer,
         f"server  {answer['server']}\ninvite  {answer['invite']}\nsecret  {answer['secret']}\n"
-        f"good until {answer['expires_at']}, for one enrolment as {answer['name']}",
+        f"good until {answer['expires_at']}, for one enrolment as {answer['name']}:\n"
+        f"bridgectl keys join FILE --name {answer['name']} --server {answer['server']} --invite {answer['invite']}",
     )
 
 
@@ -238,13 +261,15 @@ async def clients_add(s: Session) -> None:
         "conversations": s.args.conversation,
         "token_hash": hashlib.sha256(token.encode()).hexdigest(),
     }
-    answer = await s.ask("core", "clients", payload)
+    answer = await s.ask("core", "clients", payload, hint="bridgectl conversations list")
     s.out.value({"name": answer["name"], "identity": identity, "token": token}, f"token  {token}")
 
 
 async def clients_revoke(s: Session) -> None:
     """Take a client's token away."""
-    answer = await s.ask("core", "clients", {"op": "revoke", "name": s.args.name})
+    answer = await s.ask(
+        "core", "clients", {"op": "revoke", "name": s.args.name}, hint="bridgectl clients list"
+    )
     s.out.value(answer, f"{answer['name']} is revoked")
 
 

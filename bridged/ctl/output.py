@@ -15,6 +15,16 @@ DONE, FAILED, USAGE, REFUSED, UNREACHABLE, STORAGE, CONFIG = 0, 1, 2, 3, 4, 74, 
 
 _REFUSALS = frozenset({"capability_denied", "policy_denied", "forbidden", "tenant_mismatch"})
 _ABSENCES = frozenset({"timeout", "network_down"})
+_HINTS = {
+    "capability_denied": "`bridgectl grants list` shows who may; an operator with the admin role adds a grant",
+    "policy_denied": "`bridgectl clients add` admits an identity to a conversation",
+    "timeout": "`bridgectl status` shows whether its members run",
+    "network_down": "`bridgectl status` shows whether its members run",
+    "internal": "the shard's log says why",
+    "rate_limited": "try again in a moment",
+    "not_found": "`bridgectl conversations list`, `topics`, `groups` and `keys list` show what there is",
+    "not_linked": "`bridgectl clients add` gives a name an identity; --as names one",
+}
 
 
 class CtlError(BridgeError):
@@ -65,8 +75,10 @@ class Output:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={_cell(item)}" for name, item in value.items()) or "-"
     if isinstance(value, list | tuple):
-        return ",".join(map(str, value)) or "-"
+        return ",".join(map(_cell, value)) or "-"
     return str(value)
 
 
@@ -84,7 +96,7 @@ def explain(exc: BaseException) -> tuple[int, str, str, str]:
             )
         case RequestFailed():
             status = REFUSED if exc.code in _REFUSALS else UNREACHABLE if exc.code in _ABSENCES else FAILED
-            return status, exc.code, str(exc), exc.hint
+            return status, exc.code, str(exc), exc.hint or _HINTS.get(exc.code, "")
         case NotGranted():
             return REFUSED, "capability_denied", str(exc), exc.hint or "`bridgectl grants list` shows who may"
         case Unreachable():
@@ -95,7 +107,7 @@ def explain(exc: BaseException) -> tuple[int, str, str, str]:
                 exc.hint or "is the daemon running? `bridged run CONFIG`",
             )
         case LogError():
-            return STORAGE, "storage_failed", str(exc), exc.hint
+            return STORAGE, "storage_failed", str(exc), exc.hint or "`bridgectl doctor` says what to do"
         case VaultError() | BadCredentials() | BridgeError() | ShardsError():
             return FAILED, "failed", str(exc), exc.hint
     raise exc

@@ -19,10 +19,14 @@ from bridged.requests import WITHIN_S, ask
 from shards import system_env
 from shards.client import Client, open_client
 from shards.env import Env
-from shards.errors import Unreachable
+from shards.errors import NotGranted, RequestFailed, Unreachable
 
 SOCKET_WITHIN_S = 5.0
 """A daemon that is starting is waited for."""
+REFUSED_HINT = (
+    "the shard reads operators' cards when it starts and on SIGHUP;"
+    " another operator's `bridgectl keys list` shows who is in"
+)
 
 
 class Session:
@@ -100,18 +104,36 @@ class Session:
                     f"no daemon at {endpoint}", hint=f"`bridged run {self.path}`, or its unit, starts it"
                 )
             await trio.sleep(0.05)
-        async with open_client(
-            self.env, str(endpoint), key.identity, server_public=key.server_public, shard=self.config.name
-        ) as client:
-            yield client
+        try:
+            async with open_client(
+                self.env, str(endpoint), key.identity, server_public=key.server_public, shard=self.config.name
+            ) as client:
+                yield client
+        except NotGranted as exc:
+            raise NotGranted(f"{key.identity.name}: {exc}", hint=REFUSED_HINT) from exc
 
     async def ask(
-        self, service: str, action: str, payload: Mapping[str, Any], *, within_s: float = WITHIN_S
+        self,
+        service: str,
+        action: str,
+        payload: Mapping[str, Any],
+        *,
+        within_s: float = WITHIN_S,
+        hint: str = "",
     ) -> dict[str, Any]:
-        """One question over a link of its own."""
+        """One question over a link of its own; its members may still be starting.
+
+        Raises:
+            RequestFailed: Refused; `hint` says what to do where the answer does not.
+        """
         async with self.client() as client:
-            answer = await ask(
-                self.env, client, service, action, payload, within_s=within_s, patience_s=SOCKET_WITHIN_S
-            )
+            try:
+                answer = await ask(
+                    self.env, client, service, action, payload, within_s=within_s, patience_s=SOCKET_WITHIN_S
+                )
+            except RequestFailed as exc:
+                if exc.hint or not hint or exc.code not in ("not_found", "invalid_field"):
+                    raise
+                raise RequestFailed(exc.code, str(exc), hint=hint) from exc
         answer.pop("status", None)
         return answer

@@ -178,7 +178,7 @@ async def open_shard(
                 broker=broker,
                 supervisor=Supervisor(env, lambda status, fault: None),
                 describe=dict,
-                connector_grants=lambda service, instance: None,
+                outsider=lambda service, instance: None,
             )
             await nursery.start(control.run)
             await nursery.start(run_facade, env, core, settings)
