@@ -22,7 +22,10 @@ def from_utc(text: str) -> float:
         ValueError: The text is no time.
     """
     found = datetime.fromisoformat(text)
-    return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    try:
+        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    except OverflowError:
+        raise ValueError(f"no time of this calendar: {text}") from None
 
 
 def ctime_inspircd(at: float) -> str:

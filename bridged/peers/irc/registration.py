@@ -245,39 +245,37 @@ def isupport(net: Network, user: User) -> None:
 
 
 def lusers(net: Network, user: User, *, count: int | None = None, unknown: int = 0) -> None:
-    """251 to 266."""
-    world = user.server.world
-    inspircd = net.dialect.name == "inspircd"
+    """251 to 266.
+
+    Args:
+        count: How many users there are; all who are registered where None (InspIRCd does not count the newcomer).
+        unknown: Connections that have not registered yet.
+    """
+    world, server = user.server.world, user.server
     everyone = list(world.registered())
-    if count is None:
-        count = len(everyone)
+    total = len(everyone) if count is None else count
+    local = sum(1 for u in everyone if u.server is server) - (len(everyone) - total)
+    servers, most = len(world.servers), max(net.users_max - (len(everyone) - total), total)
     operators = sum(1 for u in everyone if u.is_operator)
-    servers, channels = len(world.servers), len(world.channels)
-    local = sum(1 for u in everyone if u.server is user.server) - (len(everyone) - count)
-    invisible = 0 if inspircd else f"{0} services"
-    if inspircd:
-        net.numeric(
-            user, "251", text=f"There are {count} users and {invisible} invisible on {servers} servers"
-        )
-    else:
-        net.numeric(user, "251", text=f"There are {count} users and {invisible} on {servers} servers")
+    inspircd = net.dialect.name == "inspircd"
+    hidden = "0 invisible" if inspircd else "0 services"
+    net.numeric(user, "251", text=f"There are {total} users and {hidden} on {servers} servers")
     if operators:
         net.numeric(user, "252", str(operators), text="operator(s) online")
     if unknown:
         net.numeric(user, "253", str(unknown), text="unknown connections")
-    net.numeric(user, "254", str(channels if inspircd else channels + 1), text="channels formed")
+    channels = len(world.channels) + (0 if inspircd else 1)  # ngIRCd counts &SERVER
+    net.numeric(user, "254", str(channels), text="channels formed")
     if inspircd:
         net.numeric(user, "255", text=f"I have {local} clients and {servers - 1} servers")
-        most = max(net.users_max, count) if count else 0
-        most = min(most, net.users_max - 1) if count < net.users_max and count == len(everyone) - 1 else most
         net.numeric(user, "265", text=f"Current local users: {local}  Max: {most}")
-        net.numeric(user, "266", text=f"Current global users: {count}  Max: {most}")
-    else:
-        net.numeric(user, "255", text=f"I have {local} users, 0 services and {servers - 1} servers")
-        most = net.users_max
-        net.numeric(user, "265", str(local), str(most), text=f"Current local users: {local}, Max: {most}")
-        net.numeric(user, "266", str(count), str(most), text=f"Current global users: {count}, Max: {most}")
-        net.numeric(user, "250", text=f"Highest connection count: {most} ({most} connections received)")
+        net.numeric(user, "266", text=f"Current global users: {total}  Max: {most}")
+        return
+    net.numeric(user, "255", text=f"I have {local} users, 0 services and {servers - 1} servers")
+    for numeric, kind, number in (("265", "local", local), ("266", "global", total)):
+        text = f"Current {kind} users: {number}, Max: {most}"
+        net.numeric(user, numeric, str(number), str(most), text=text)
+    net.numeric(user, "250", text=f"Highest connection count: {most} ({most} connections received)")
 
 
 def message_of_the_day(net: Network, user: User) -> None:

@@ -6,7 +6,7 @@ import attrs
 
 from bridged.peers.stamp import from_utc, utc_seconds
 from bridged.peers.xmpp import jid, ns
-from bridged.peers.xmpp.stanza import error, result
+from bridged.peers.xmpp.stanza import error, number, result
 from bridged.peers.xmpp.xml import Element, el
 
 PAGE_MAX = 50
@@ -131,9 +131,9 @@ def _filter(kept: list[Kept], query: Element, *, is_room: bool) -> list[Kept]:
 
 
 def _place(kept: list[Kept], wanted: str) -> int:
-    for number, entry in enumerate(kept):
+    for place, entry in enumerate(kept):
         if entry.id == wanted:
-            return number
+            return place
     raise KeyError(wanted)
 
 
@@ -143,10 +143,11 @@ def _page(wanted: list[Kept], query: Element) -> Page:
     if rsm is not None:
         size_text = rsm.text_of(ns.RSM, "max")
         if size_text is not None:
-            size = min(int(size_text), PAGE_MAX)
+            asked = number(size_text)
+            if asked is None:
+                raise ValueError("the page's size is no number")
+            size = min(asked, PAGE_MAX)
         after, before = rsm.text_of(ns.RSM, "after"), rsm.text_of(ns.RSM, "before")
-    if size < 0:
-        raise ValueError("a negative page")
     start = _place(wanted, after) + 1 if after else 0
     if before is not None:
         end = _place(wanted, before) if before else len(wanted)

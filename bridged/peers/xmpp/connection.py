@@ -11,7 +11,7 @@ import trio
 
 from bridged.peers.xmpp import ns
 from bridged.peers.xmpp.login import Login, failure
-from bridged.peers.xmpp.stanza import error, result
+from bridged.peers.xmpp.stanza import error, number, result
 from bridged.peers.xmpp.state import Account, Session
 from bridged.peers.xmpp.xml import Closed, Element, Event, Opened, StreamParser, XmlRefused, el, serialize
 
@@ -331,10 +331,11 @@ class Connection:
 
     def _acknowledge(self, session: Session, text: str) -> bool:
         """Forget what the client has; False where it claims more than was sent."""
-        if not text.isdecimal():
+        h = number(text)
+        if h is None:
             return False
         first = session.sent - len(session.unacked)
-        count = (int(text) - first) % COUNT
+        count = (h - first) % COUNT
         if count > len(session.unacked):
             return count > COUNT // 2  # an old h, repeated
         for _ in range(count):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from bridged.peers.xmpp import jid, messages, ns
-from bridged.peers.xmpp.stanza import delay
+from bridged.peers.xmpp.stanza import delay, number
 from bridged.peers.xmpp.state import Account, Contact, Session
 from bridged.peers.xmpp.xml import Element, el
 
@@ -42,7 +42,8 @@ def with_avatar(stanza: Element) -> Element:
 def _available(server: Server, session: Session, stanza: Element) -> None:
     was_away = session.presence is None
     text = stanza.text_of(ns.CLIENT, "priority") or "0"
-    session.priority = int(text) if text.lstrip("-").isdecimal() else 0
+    value = number(text.removeprefix("-")) or 0
+    session.priority = max(-128, min(127, -value if text.startswith("-") else value))
     session.presence, session.presence_at = stanza, server.env.wall()
     if was_away:
         _caps_asked(server, session, stanza)

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from bridged.peers.stamp import from_utc
-from bridged.peers.xmpp import jid, messages, ns
+from bridged.peers.xmpp import administration, jid, messages, ns
 from bridged.peers.xmpp.archive import Kept
 from bridged.peers.xmpp.room import Occupant, Room, is_archived
 from bridged.peers.xmpp.stanza import (
     body,
     delay,
     error,
+    number,
     result,
     stanza_id,
     without_forged_ids,
@@ -181,13 +182,13 @@ class Rooms:
         asked = entering.find(ns.MUC, "history")
         kept = room.archive.kept[-self._server.options.history_max :]
         if asked is not None:
-            count = asked.get("maxstanzas")
-            if count is not None and count.isdecimal():
-                kept = kept[-int(count) :] if int(count) else []
+            count = number(asked.get("maxstanzas"))
+            if count is not None:
+                kept = kept[-count:] if count else []
             if asked.get("maxchars") == "0":
                 kept = []
-            seconds, since = asked.get("seconds"), asked.get("since")
-            oldest = self._server.env.wall() - float(seconds) if seconds and seconds.isdecimal() else None
+            seconds, since = number(asked.get("seconds")), asked.get("since")
+            oldest = self._server.env.wall() - seconds if seconds is not None else None
             try:
                 oldest = from_utc(since) if since else oldest
             except ValueError:
@@ -441,8 +442,6 @@ class Rooms:
 
     def query(self, session: Session, iq: Element) -> None:
         """An IQ to the service, a room, or an occupant."""
-        from bridged.peers.xmpp import administration
-
         to, kind = iq.get("to") or "", iq.get("type")
         payload = next(iq.elements(), None)
         room = self.find(jid.bare(to))

@@ -16,6 +16,13 @@ ERROR_TYPES = {
 STORED_HINTS = ("store",)
 
 
+def number(text: str | None) -> int | None:
+    """An unsigned number as protocols write them, of at most 19 digits; None for anything else."""
+    if text is None or len(text) > 19 or not (text.isascii() and text.isdecimal()):
+        return None
+    return int(text)
+
+
 def result(request: Element, *nodes: Node) -> Element:
     """The answer to an IQ."""
     given = {
