@@ -41,6 +41,7 @@ class Intake:
         self._wake = wake
         self._acks_wait = acks_wait
         self._acking: dict[Peer, None] = {}
+        self._topics: dict[str, set[str]] = {}
 
     def publish(self, peer: Peer, principal: Principal, frame: wire.Publish) -> None:
         """A publish that was granted; the answer comes after the commit.
@@ -55,6 +56,10 @@ class Intake:
                 peer.send(_overload(frame.request))
                 return
             peer.refused_from = None
+        if not self._has_room_for(principal.tenant, frame.topic):
+            text = "the tenant has too many topics"
+            peer.send(wire.Nak(frame.request, wire.Code.LIMIT, wire.NO_RETRY, text))
+            return
         keys = wire.batch_keys(frame.batch)
         if frame.epoch >= 1 << 63 or frame.sequence + len(keys) >= 1 << 63:
             raise RemoteProtocolError("an epoch or sequence is out of bounds")
@@ -83,6 +88,17 @@ class Intake:
         peer.publish_frames += 1
         peer.publish_octets += octets
         self.pending_octets += octets
+
+    def _has_room_for(self, tenant: str, topic: str) -> bool:
+        """A topic stays in memory for good, so a tenant cannot have any number of them."""
+        known = self._topics.get(tenant)
+        if known is None:
+            known = self._topics[tenant] = {t.topic for t in self._log.topics(tenant)}
+        if topic not in known:
+            if len(known) >= self._limits.topics:
+                return False
+            known.add(topic)
+        return True
 
     def _refuse_for_now(self, peer: Peer, request: int) -> None:
         self.overloaded += 1

@@ -28,6 +28,7 @@ class Limits:
     """Unacknowledged, per link."""
     publish_octets_total: int = 48 << 20
     """The log refuses more at 64 MiB, and then order could not be kept."""
+    topics: int = 10_000
     groups: int = 512
     """Per tenant."""
     credit_records: int = 16_384
@@ -42,6 +43,8 @@ class Limits:
     answers: int = 10_000
     answers_octets: int = 32 << 20
     answers_s: float = 600.0
+    calls_octets: int = 64 << 20
+    """Bodies of unanswered requests, of all links."""
     calls_waiting: int = 256
     """Requests that wait for a free responder, per topic."""
     invite_s: float = 600.0

@@ -85,6 +85,7 @@ class Requests:
         self._queues: dict[tuple[str, str], deque[_Call]] = {}
         self._kept: OrderedDict[_KeepKey, _Kept] = OrderedDict()
         self._kept_octets = 0
+        self._calls_octets = 0
         self._asked = self._answered = self._late = self._timed_out = self._repeated = 0
 
     def statistics(self) -> RequestStatistics:
@@ -147,7 +148,10 @@ class Requests:
             self._answer(peer, frame.request, _failure("network_down", "nobody serves this topic now"))
             return
         queue = self._queues.setdefault(where, deque())
-        if len(queue) >= self._limits.calls_waiting:
+        if (
+            len(queue) >= self._limits.calls_waiting
+            or self._calls_octets + len(frame.body) > self._limits.calls_octets
+        ):
             self._answer(peer, frame.request, _failure("rate_limited", "too many wait for this", 1000))
             return
         left_s = min(frame.deadline_ms_left / 1000, DEADLINE_S_MAX)
@@ -163,6 +167,7 @@ class Requests:
             keep=keep,
         )
         self._calls[call.id] = call
+        self._calls_octets += len(call.body)
         peer.requests.add(frame.request)
         if keep is not None:
             self._keep(keep, _Kept(digest, call))
@@ -246,6 +251,7 @@ class Requests:
     def _finish(self, call: _Call, answer: wire.Reply) -> None:
         if self._calls.pop(call.id, None) is None:
             return
+        self._calls_octets -= len(call.body)
         for peer, request in call.waiting:
             self._answer(peer, request, answer)
         if call.keep is not None:

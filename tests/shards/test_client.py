@@ -479,7 +479,8 @@ def test_an_identity_shows_no_private_key_and_knows_its_public_ones() -> None:
 
 
 async def test_limits_on_a_link_are_told(fabric: Fabric) -> None:
-    async with open_fabric(system_env(), limits=Limits(subscriptions=1, groups=1)) as fabric:
+    limits = Limits(subscriptions=1, groups=1, topics=2, calls_octets=1000)
+    async with open_fabric(system_env(), limits=limits) as fabric:
         async with fabric.client("a", *EVERYTHING) as client, client.subscribe([TOPIC], group="one"):
             with pytest.raises(ShardsError, match="too many subscriptions"):
                 async with client.subscribe([TOPIC], group="two"):
@@ -488,6 +489,18 @@ async def test_limits_on_a_link_are_told(fabric: Fabric) -> None:
             with pytest.raises(ShardsError, match="too many groups"):
                 async with client.subscribe([TOPIC], group="two"):
                     pass
+            for topic in (TOPIC, EDITS, TOPIC):
+                await client.publish(topic, [b"fits"], key=b"k")
+            with pytest.raises(ShardsError, match="too many topics"):
+                await client.publish("bridge/irc/x/third", [b"one too many"], key=b"k")
+            async with trio.open_nursery() as nursery:
+                await nursery.start(partial(client.respond, [ASK], nothing))
+                deadline = trio.current_time() + 5
+                with pytest.raises(RequestFailed) as failed:
+                    await client.request(ASK, bytes(1001), deadline=deadline, trace_id="t")
+                assert failed.value.code == "rate_limited"
+                assert await client.request(ASK, bytes(1000), deadline=deadline, trace_id="t") == b""
+                nursery.cancel_scope.cancel()
 
 
 # -- a subscription without a broker ------------------------------------------------------------------------
