@@ -27,6 +27,7 @@ CHANNEL = "#ops"
 AGAIN_S = 0.01
 """A person who lost the server tries again at once: they have to be there before the bridge is."""
 ANSWER_S = 60.0
+JOIN_S = 5.0
 
 Hear = Callable[[str, str], None]
 """(speaker, text)"""
@@ -127,7 +128,12 @@ async def xmpp_regular(
     """In the room when entered.  Runs inside `trio_asyncio.open_loop()`."""
     context = ssl.create_default_context(cafile=str(ca))
     async with xmpp_person(address, name, context, resource=resource) as person:
-        await person.join(room)
+        with trio.fail_after(ANSWER_S):
+            while True:
+                with trio.move_on_after(JOIN_S) as scope:  # a room that is locked refuses in silence
+                    await person.join(room)
+                if not scope.cancelled_caught:
+                    break
         yield XmppRegular(person, room)
 
 

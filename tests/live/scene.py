@@ -132,14 +132,14 @@ async def open_scene(
         shard = await stack.enter_async_context(open_live_shard(config, gateway_port=ports + 25))
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
-        await shard.start()
-        await shard.ctl("vault", "put", XMPP, stdin="pw-bridge\n")
         alice = await stack.enter_async_context(xmpp_regular(xmpp.address, xmpp.ca))
         irene = IrcRegular(irc.address, "irene", CHANNEL, lambda sender, text: None)
         scene = Scene(irc, xmpp, shard, irene, alice, nursery, Ear(), Ear())
         irene.hear, alice.hear = scene.hear_irc, scene.hear_xmpp
         nursery.start_soon(irene.run)
         await irene.present()
+        await shard.start()
+        await shard.ctl("vault", "put", XMPP, stdin="pw-bridge\n")
         await shard.wait_running(IRC, XMPP)
         await scene.carries()
         yield scene
