@@ -41,7 +41,7 @@ class Output:
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        self.is_terminal = sys.stdout.isatty()
+        self.is_watched = sys.stderr.isatty() and not as_json
 
     def value(self, value: Mapping[str, Any] | Sequence[Any], text: str) -> None:
         """One result: the JSON value, or its text for a person."""
@@ -68,7 +68,7 @@ class Output:
 
     def note(self, text: str) -> None:
         """Something for a person at a terminal; nothing in a pipe or with --json."""
-        if not self.as_json:
+        if self.is_watched:
             print(text, file=sys.stderr, flush=True)
 
 
