@@ -31,21 +31,25 @@ _HOMES = {
 }
 
 
-def system_env(*, seed: int | None = None) -> Env:
+def system_env(*, seed: int | None = None, inside: bool = True) -> Env:
     """The real world: the system's clock, randomness, threads, files and sockets.
 
     Args:
         seed: For jitter and choices that can be told beforehand; keys stay unpredictable.
+        inside: Connect to a listener of this process without a socket; False goes by ZeroMQ always.
     """
     import trio
 
     from shards import sockets
     from shards.env import Env
+    from shards.inside import connect_inside
 
     async def run_sync(fn: Callable[..., T], /, *args: Any) -> T:
         return await trio.to_thread.run_sync(fn, *args)
 
     async def connect(endpoint: str) -> Frames:
+        if inside and (frames := connect_inside(endpoint)) is not None:
+            return frames
         return await sockets.connect(endpoint, token_bytes=secrets.token_bytes)
 
     async def open_tcp_stream(host: str, port: int) -> trio.abc.Stream:

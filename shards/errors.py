@@ -34,9 +34,7 @@ class Unreachable(ShardsError):
 class RequestFailed(ShardsError):
     """A responder, or the broker for it, answered a request with an error code of the closed set."""
 
-    def __init__(
-        self, code: str, message: str, *, hint: str = "", retry_after_ms: int | None = None
-    ) -> None:
+    def __init__(self, code: str, message: str, *, hint: str = "", retry_after_ms: int | None = None) -> None:
         super().__init__(message, hint=hint)
         self.code = code
         self.retry_after_ms = retry_after_ms

@@ -28,6 +28,7 @@ import os
 import select
 import socket as stdlib_socket
 import stat
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,7 +39,8 @@ from zmq.utils.monitor import parse_monitor_message
 
 from shards.acceptor import Acceptor, TcpLimits, serve_tcp_acceptor
 from shards.env import Frames
-from shards.errors import LocalProtocolError, ShardsError, Unreachable
+from shards.errors import ShardsError, Unreachable
+from shards.inside import FRAME_BYTES_MAX, FRAMES_MAX, InsideFrames, check_size, listen_inside, stop_inside
 
 __all__ = ["Acceptor", "TcpLimits", "bind_ipc", "connect", "serve_tcp_acceptor"]
 
@@ -49,8 +51,6 @@ ROUTING_ID_BYTES = 16
 IPC, TCP = "ipc://", "tcp://"
 
 # -- ours -------------------------------------------------------------------------------------------------
-FRAME_BYTES_MAX = 65_600
-"""One Noise message and its header; ZeroMQ would take more."""
 RECEIVE_HWM = 8
 """What a peer can make us hold is this many frames; throughput is the same at 1,000."""
 SEND_HWM = 64
@@ -187,8 +187,7 @@ class _ZmqFrames(abc.ABC):
 
     def _send(self, parts: list[bytes]) -> bool:
         self._check_open()
-        if len(parts[-1]) > FRAME_BYTES_MAX:
-            raise LocalProtocolError(f"a frame has at most {FRAME_BYTES_MAX} bytes, not {len(parts[-1])}")
+        check_size(parts[-1])
         try:
             self._socket.send_multipart(parts, zmq.DONTWAIT)
             is_sent = True
@@ -202,12 +201,18 @@ class _ZmqFrames(abc.ABC):
             self._wake()
         return is_sent
 
+    def _has_more(self) -> bool:
+        """Is there something that no socket tells of?"""
+        return False
+
     def _wake(self) -> None:
         if self._sleeper is not None:
             self._sleeper.cancel()
 
     async def _sleep(self) -> bool:
         """Sleep until there may be something; False if there is something already."""
+        if self._has_more():
+            return False
         for member in (self._socket, self._monitor):
             if not member.closed and _option(member, zmq.EVENTS) & zmq.POLLIN:
                 return False
@@ -257,19 +262,80 @@ class _Router(_ZmqFrames):
         """Peers that have ended but may have frames in the queue -> are these to be delivered?"""
         self._lost: list[bytes] = []
         self._early: list[tuple[bytes, bytes]] = []
+        self._inside: dict[bytes, InsideFrames] = {}
+        """Connections of this process, which cross no socket (`shards.inside`)."""
+        self._waiting: dict[bytes, int] = {}
+        """Frames of each in `_arrived`."""
+        self._arrived: deque[tuple[bytes, bytes]] = deque()
+        self._parted: list[bytes] = []
+        self._inside_numbers = itertools.count(1)
         try:
             socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
             socket.bind(f"{IPC}{path}")
             os.chmod(path, SOCKET_MODE)
             self._inode = os.stat(path).st_ino
+            listen_inside(path, self._accept)
         except (zmq.ZMQError, OSError) as exc:
             super().close()
             raise ShardsError(f"cannot listen at {path}: {exc}", hint="is the directory ours?") from exc
 
     def send_nowait(self, peer: bytes, frame: bytes) -> bool:
-        return self._send([peer, frame])
+        inside = self._inside.get(peer)
+        if inside is None:
+            return self._send([peer, frame])
+        self._check_open()
+        check_size(frame)
+        return inside.deliver(frame)
+
+    # -- connections of this process ------------------------------------------------------------------------
+
+    def _accept(self) -> InsideFrames:
+        # ZeroMQ's peers choose ids that begin with 1, and its own begin with 0.
+        peer = b"\x02inside" + next(self._inside_numbers).to_bytes(9, "big")
+        self._inside[peer] = frames = InsideFrames(self, peer)
+        self._waiting[peer] = 0
+        return frames
+
+    def arrive(self, peer: bytes, frame: bytes) -> bool:
+        """As `inside.Listener.arrive`."""
+        if self._waiting.get(peer, FRAMES_MAX) >= FRAMES_MAX:
+            return False
+        self._waiting[peer] += 1
+        self._arrived.append((peer, frame))
+        self._wake()
+        return True
+
+    def part(self, peer: bytes) -> None:
+        """As `inside.Listener.part`: what it sent before is still delivered, then it is lost."""
+        if self._inside.pop(peer, None) is not None:
+            self._parted.append(peer)
+            self._wake()
+
+    def _take_inside(self, limit: int) -> list[tuple[bytes, bytes]]:
+        taken: list[tuple[bytes, bytes]] = []
+        while self._arrived and len(taken) < limit:
+            peer, frame = self._arrived.popleft()
+            if peer in self._waiting:
+                self._waiting[peer] -= 1
+                taken.append((peer, frame))
+        if self._parted and not self._arrived:
+            for peer in self._parted:
+                del self._waiting[peer]
+            self._lost += self._parted
+            self._parted = []
+            self._has_news = True
+        return taken
+
+    # -- peers ----------------------------------------------------------------------------------------------
 
     def cut(self, peer: bytes) -> None:
+        inside = self._inside.get(peer)
+        if inside is not None:
+            self._waiting[peer] = 0
+            self._arrived = deque(entry for entry in self._arrived if entry[0] != peer)
+            inside.end()
+            self.part(peer)
+            return
         entry = self._peers.get(peer)
         if peer in self._ending:
             self._ending[peer] = False
@@ -282,9 +348,16 @@ class _Router(_ZmqFrames):
         lost, self._lost = self._lost, []
         return lost
 
+    def _has_more(self) -> bool:
+        return bool(self._arrived or self._parted)
+
     def close(self) -> None:
         if not self._closed:
             super().close()
+            stop_inside(self._path, self._accept)
+            for inside in self._inside.values():
+                inside.end()
+            self._inside.clear()
             for entry in self._peers.values():
                 entry.handle.close()
             self._peers.clear()
@@ -312,6 +385,8 @@ class _Router(_ZmqFrames):
 
     def _take(self, limit: int) -> list[tuple[bytes, bytes]]:
         taken, self._early = self._early[:limit], self._early[limit:]
+        if self._arrived or self._parted:
+            taken += self._take_inside((limit + 1) // 2)  # neither kind of peer may starve the other
         self._follow_connections()
         receive = self._socket.recv
         while len(taken) < limit:

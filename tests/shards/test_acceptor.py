@@ -108,7 +108,7 @@ async def ended(stream: trio.abc.Stream) -> bool:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    while not true():  # noqa: ASYNC110 - a statistic has no event
+    while not true():
         await trio.sleep(0.005)
 
 

@@ -26,7 +26,7 @@ ASK = "bridge/core/send"
 
 @pytest.fixture
 async def fabric() -> AsyncIterator[Fabric]:
-    async with open_fabric(system_env()) as fabric:
+    async with open_fabric(system_env(inside=False)) as fabric:
         yield fabric
 
 
@@ -203,7 +203,7 @@ async def test_ephemeral_records_pass_and_leave_no_trace(fabric: Fabric) -> None
 
 
 async def test_of_many_ephemeral_records_that_wait_the_newest_of_each_key_is_left() -> None:
-    async with open_fabric(system_env(), limits=Limits(passing=4)) as fabric:
+    async with open_fabric(system_env(inside=False), limits=Limits(passing=4)) as fabric:
         async with fabric.client("a", *ALL_GRANTS) as client:
             async with client.subscribe([TOPIC], group=None, start="latest"):
                 (peer,) = fabric.broker._core._peers.values()
@@ -222,7 +222,7 @@ async def test_of_many_ephemeral_records_that_wait_the_newest_of_each_key_is_lef
 
 async def test_an_overloaded_broker_keeps_the_order() -> None:
     limits = Limits(publish_frames=3)
-    async with open_fabric(system_env(), limits=limits) as fabric, fabric.client("a", *ALL_GRANTS) as client:
+    async with open_fabric(system_env(inside=False), limits=limits) as fabric, fabric.client("a", *ALL_GRANTS) as client:
         async with trio.open_nursery() as nursery:
             for number in range(20):
                 payload = [b"%d" % number + bytes(30_000)]
@@ -271,7 +271,7 @@ async def test_a_storage_that_fails_ends_the_broker_and_nothing_is_acknowledged(
 
 
 async def test_two_brokers_in_one_process_know_nothing_of_each_other() -> None:
-    async with open_fabric(system_env(), shard="one") as one, open_fabric(system_env(), shard="two") as two:
+    async with open_fabric(system_env(inside=False), shard="one") as one, open_fabric(system_env(), shard="two") as two:
         identity = await one.enroll("a", *ALL_GRANTS)
         async with one.connect(identity) as client:
             await client.publish(TOPIC, [b"1"], key=b"k")
@@ -306,7 +306,7 @@ async def test_an_address_that_is_none_is_named(tmp_path: Path) -> None:
     for address in ("127.0.0.1:1", "tcp://:1", "tcp://h:port", "tcp://h:99999"):
         with pytest.raises(ShardsError, match="no tcp address"):
             async with open_broker(
-                system_env(),
+                system_env(inside=False),
                 state=tmp_path,
                 endpoint=str(tmp_path / "run" / "s"),
                 shard="s",

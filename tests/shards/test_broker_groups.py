@@ -32,7 +32,7 @@ EDITS = "bridge/irc/x/edit"
 
 @pytest.fixture
 async def fabric() -> AsyncIterator[Fabric]:
-    async with open_fabric(system_env()) as fabric:
+    async with open_fabric(system_env(inside=False)) as fabric:
         yield fabric
 
 
@@ -99,7 +99,7 @@ async def test_released_records_come_again_after_their_delay(fabric: Fabric) -> 
 
 async def test_a_run_without_progress_is_taken_back() -> None:
     limits = Limits(visibility_s=0.1)
-    async with open_fabric(system_env(), limits=limits) as fabric:
+    async with open_fabric(system_env(inside=False), limits=limits) as fabric:
         async with (
             fabric.client("a", *ALL_GRANTS) as client,
             client.subscribe([TOPIC], group="g") as subscription,
@@ -138,7 +138,7 @@ async def test_dead_letters_are_kept_shown_tried_again_and_dropped(fabric: Fabri
 
 
 async def test_a_record_that_fells_every_consumer_becomes_a_dead_letter() -> None:
-    async with open_fabric(system_env(), limits=Limits(attempts=2)) as fabric:
+    async with open_fabric(system_env(inside=False), limits=Limits(attempts=2)) as fabric:
         async with fabric.client("pub", *ALL_GRANTS) as publisher:
             await publisher.publish(TOPIC, [b"poison"], key=b"k")
             await publisher.publish(TOPIC, [b"fine"], key=b"k")
@@ -175,7 +175,7 @@ async def test_the_whole_journal_is_for_who_holds_the_grant(fabric: Fabric) -> N
 
 
 async def test_positions_survive_a_restart_and_a_group_of_other_topics_is_refused(tmp_path: Path) -> None:
-    async with open_fabric(system_env(), tmp_path) as fabric:
+    async with open_fabric(system_env(inside=False), tmp_path) as fabric:
         async with fabric.client("a", *ALL_GRANTS) as client:
             await client.publish(TOPIC, [b"1", b"2"], key=b"k")
             await consume(client, "g", 2, [TOPIC])
@@ -185,7 +185,7 @@ async def test_positions_survive_a_restart_and_a_group_of_other_topics_is_refuse
                     async with client.subscribe([EDITS], group="g"):
                         pass
         identity = fabric.identities["acme/a"]
-    async with open_fabric(system_env(), tmp_path) as fabric:
+    async with open_fabric(system_env(inside=False), tmp_path) as fabric:
         assert [(g.name, g.position, g.lag) for g in fabric.broker.groups("acme")] == [("g", 2, 0)]
         async with fabric.connect(identity) as client:
             await client.publish(TOPIC, [b"3"], key=b"k")

@@ -23,7 +23,7 @@ ASK = "bridge/core/send"
 
 @pytest.fixture
 async def fabric() -> AsyncIterator[Fabric]:
-    async with open_fabric(system_env()) as fabric:
+    async with open_fabric(system_env(inside=False)) as fabric:
         yield fabric
 
 
@@ -121,21 +121,21 @@ async def test_an_invite_enrols_once(fabric: Fabric) -> None:
 
 
 async def test_principals_grants_and_the_key_survive_a_restart(tmp_path: Path) -> None:
-    async with open_fabric(system_env(), tmp_path) as fabric:
+    async with open_fabric(system_env(inside=False), tmp_path) as fabric:
         identity = await fabric.enroll("a", *ALL_GRANTS)
         public, rows = fabric.broker.server_public, fabric.broker.principals()
-    async with open_fabric(system_env(), tmp_path) as fabric:
+    async with open_fabric(system_env(inside=False), tmp_path) as fabric:
         assert fabric.broker.server_public == public and fabric.broker.principals() == rows
         async with fabric.connect(identity) as client:
             await client.publish(TOPIC, [b"1"], key=b"k")
     (tmp_path / "broker.key").chmod(0o644)
     with pytest.raises(ShardsError, match="read by others"):
-        async with open_fabric(system_env(), tmp_path):
+        async with open_fabric(system_env(inside=False), tmp_path):
             pass
 
 
 async def test_tcp_goes_through_its_door(fabric: Fabric) -> None:
-    async with open_fabric(system_env(), tcp=("tcp://127.0.0.1:0",)) as fabric:
+    async with open_fabric(system_env(inside=False), tcp=("tcp://127.0.0.1:0",)) as fabric:
         identity = await fabric.enroll("a", *ALL_GRANTS)
         (port,) = fabric.broker.tcp_ports
         async with fabric.connect(identity, endpoint=f"tcp://127.0.0.1:{port}") as client:
@@ -185,7 +185,7 @@ async def test_acknowledging_what_nobody_can_hold_is_malformed(fabric: Fabric) -
 
 async def test_bytes_of_strangers_cost_nothing_but_their_connection() -> None:
     limits = Limits(half_open=8, handshake_s=0.1)
-    async with open_fabric(system_env(), limits=limits) as fabric, fabric.client("good", *ALL_GRANTS) as good:
+    async with open_fabric(system_env(inside=False), limits=limits) as fabric, fabric.client("good", *ALL_GRANTS) as good:
         strangers = [await fabric.env.connect(fabric.endpoint) for _ in range(20)]
         for number, frames in enumerate(strangers):
             if number % 2:
@@ -206,7 +206,7 @@ async def test_bytes_of_strangers_cost_nothing_but_their_connection() -> None:
 
 async def test_a_consumer_that_does_not_read_is_bounded_and_harms_nobody() -> None:
     limits = Limits(link_queue_octets=1 << 20)
-    async with open_fabric(system_env(), limits=limits) as fabric:
+    async with open_fabric(system_env(inside=False), limits=limits) as fabric:
         await fabric.enroll("slow", *ALL_GRANTS)
         slow = await raw_link(fabric, "slow")
         # It asks for more than it is allowed to and reads none of it; its pings are to be answered, too.
@@ -233,7 +233,7 @@ async def test_a_consumer_that_does_not_read_is_bounded_and_harms_nobody() -> No
 
 async def test_a_peer_that_asks_and_never_reads_is_ended_as_slow() -> None:
     limits = Limits(link_queue_octets=100_000)
-    async with open_fabric(system_env(), limits=limits) as fabric:
+    async with open_fabric(system_env(inside=False), limits=limits) as fabric:
         await fabric.enroll("slow", *ALL_GRANTS)
         slow = await raw_link(fabric, "slow")
         slow.send(wire.Respond(1, 1000, (ASK,)))

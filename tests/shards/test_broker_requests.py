@@ -19,7 +19,7 @@ ASK = "bridge/core/send"
 
 @pytest.fixture
 async def fabric() -> AsyncIterator[Fabric]:
-    async with open_fabric(system_env()) as fabric:
+    async with open_fabric(system_env(inside=False)) as fabric:
         yield fabric
 
 

@@ -35,7 +35,7 @@ EVERYTHING = (
 
 @pytest.fixture
 async def fabric() -> AsyncIterator[Fabric]:
-    async with open_fabric(system_env()) as fabric:
+    async with open_fabric(system_env(inside=False)) as fabric:
         yield fabric
 
 
@@ -70,7 +70,7 @@ class Restartable:
 
 @pytest.fixture
 async def restartable(tmp_path: Path, nursery: trio.Nursery) -> Restartable:
-    fabric = Fabric(system_env(), tmp_path / "state", str(tmp_path / "run" / "s"), "test")
+    fabric = Fabric(system_env(inside=False), tmp_path / "state", str(tmp_path / "run" / "s"), "test")
     broker = Restartable(fabric, nursery)
     await broker.start()
     return broker
@@ -217,11 +217,11 @@ async def test_a_responder_and_who_waits_for_it_survive_a_restart(restartable: R
 
 
 async def test_a_client_without_a_broker_says_so_in_time(tmp_path: Path) -> None:
-    identity = Identity.generate("a", "acme", system_env().token_bytes)
+    identity = Identity.generate("a", "acme", system_env(inside=False).token_bytes)
     start = trio.current_time()
     with pytest.raises(Unreachable):
         async with open_client(
-            system_env(),
+            system_env(inside=False),
             str(tmp_path / "nothing"),
             identity,
             server_public=identity.noise_public,
@@ -480,7 +480,7 @@ def test_an_identity_shows_no_private_key_and_knows_its_public_ones() -> None:
 
 async def test_limits_on_a_link_are_told(fabric: Fabric) -> None:
     limits = Limits(subscriptions=1, groups=1, topics=2, calls_octets=1000)
-    async with open_fabric(system_env(), limits=limits) as fabric:
+    async with open_fabric(system_env(inside=False), limits=limits) as fabric:
         async with fabric.client("a", *EVERYTHING) as client, client.subscribe([TOPIC], group="one"):
             with pytest.raises(ShardsError, match="too many subscriptions"):
                 async with client.subscribe([TOPIC], group="two"):

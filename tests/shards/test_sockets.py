@@ -17,6 +17,7 @@ import trio.lowlevel
 from shards import sockets, system_env
 from shards.env import Frames
 from shards.errors import LocalProtocolError, ShardsError, Unreachable
+from shards.inside import FRAMES_MAX, connect_inside
 from shards.sockets import FRAME_BYTES_MAX, bind_ipc, connect
 
 Connect = Callable[[], Awaitable[Frames]]
@@ -142,7 +143,7 @@ async def test_nothing_is_lost_or_doubled_when_receives_are_cancelled(tmp_path: 
                 seen += len(taken)
 
         async def send(frames: Frames, peer: bytes, frame: bytes) -> None:
-            while not frames.send_nowait(peer, frame):  # noqa: ASYNC110 - nothing tells when there is room
+            while not frames.send_nowait(peer, frame):
                 await trio.sleep(0.0005)
 
         back: list[int] = []
@@ -480,3 +481,39 @@ async def test_the_real_environment_opens_all_its_doors(tmp_path: Path) -> None:
     (listener,) = await env.open_tcp_listeners("127.0.0.1", 0)
     async with listener, await env.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1]):  # type: ignore[attr-defined]
         pass
+
+
+async def test_a_connection_of_this_process_crosses_no_socket_and_behaves_like_one_that_does(
+    tmp_path: Path,
+) -> None:
+    path = str(tmp_path / "s")
+    async with listening(tmp_path) as (router, dealer):
+        near, far = connect_inside(path), await dealer()
+        assert near is not None
+        for number in range(100):  # bounded, and nobody is starved
+            assert near.send_nowait(b"", b"near %d" % number) is (number < FRAMES_MAX)
+        assert far.send_nowait(b"", b"far")
+        seen: dict[bytes, list[bytes]] = {}
+        while sum(map(len, seen.values())) < FRAMES_MAX + 1:
+            for peer, frame in await router.receive(3):
+                seen.setdefault(peer, []).append(frame)
+        (ours,) = [peer for peer, frames in seen.items() if len(frames) > 1]
+        assert seen[ours] == [b"near %d" % n for n in range(FRAMES_MAX)]
+
+        assert router.send_nowait(ours, b"back")
+        router.cut(ours)
+        assert not router.send_nowait(ours, b"gone")
+        assert await near.receive() == [(b"", b"back")]
+        assert await near.receive() == []
+        assert near.lost() == [b""]
+        assert not near.send_nowait(b"", b"gone")
+        await router.receive()
+        assert router.lost() == [ours]
+
+        second = connect_inside(path)
+        assert second is not None
+        second.send_nowait(b"", b"last words")
+        await second.aclose()
+        ((peer, frame),) = await router.receive()
+        assert frame == b"last words" and router.lost() in ([], [peer])
+    assert connect_inside(path) is None
