@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NoReturn, Protocol
 
 import attrs
@@ -32,7 +33,7 @@ WINDOW_ROWS = 1024
 """Rows in memory and in flight; the rest waits on disk."""
 CALL_ROWS_MAX = 64
 CALL_BYTES_MAX = 262_144
-FORGET_DELAY_S = 0.02
+FORGET_DELAY_S = 0.05
 """Deleting may be late (a row sent twice is recognised), so it waits for company."""
 
 
@@ -88,6 +89,16 @@ class Outbox:
         self._forget = trio.Event()
         self._room = trio.Event()
         self._running = False
+        self._handed: deque[_Row] = deque()
+        """Rows just committed, so that who has caught up need not read them from the disk."""
+        self._companion: Callable[[Connection, int], None] | None = None
+
+    def forget_with(self, companion: Callable[[Connection, int], None]) -> None:
+        """Have `companion` run in each transaction that deletes acknowledged rows, with the last row's id.
+
+        What must be written about a row before it is gone is written there.
+        """
+        self._companion = companion
 
     def put(self, tx: Connection, topic: str, key: bytes, payload: bytes) -> int:
         """Add a row inside the caller's transaction and return its id; it is drained after the commit.
@@ -105,9 +116,9 @@ class Outbox:
             "INSERT INTO outbox(topic, key, payload, digest) VALUES(?,?,?,?)",
             (topic, key, payload, _digest(topic, key, payload)),
         )
-        row = tx.last_rowid()
+        row = _Row(tx.last_rowid(), topic, key, payload)
         tx.after_commit(lambda: self._note_committed(row))
-        return row
+        return row.id
 
     async def run(
         self, client: Publisher, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -125,6 +136,7 @@ class Outbox:
         self._order.clear()
         self._acked.clear()
         self._lanes.clear()
+        self._handed.clear()
         try:
             epoch = await self._database.write(self._load_epoch)
             edges = await self._database.read(lambda tx: tx.one("SELECT min(id) - 1, max(id) FROM outbox"))
@@ -153,8 +165,10 @@ class Outbox:
 
     # ---------------------------------------------------------------- draining
 
-    def _note_committed(self, row: int) -> None:
-        self._committed = max(self._committed, row)
+    def _note_committed(self, row: _Row) -> None:
+        self._committed = max(self._committed, row.id)
+        if self._running and len(self._handed) < WINDOW_ROWS:
+            self._handed.append(row)
         self._wake.set()
 
     def _load_epoch(self, tx: Connection) -> int:
@@ -171,29 +185,47 @@ class Outbox:
             await self._room.wait()
             return
         self._wake = trio.Event()
+        rows = self._take_handed(room) or await self._read(room)
+        for row in rows:
+            self._loaded = row.id
+            self._order.append(row.id)
+            lane = self._lanes.get(row.key)
+            if lane is None:
+                lane = self._lanes[row.key] = deque()
+                nursery.start_soon(self._run_lane, client, epoch, row.key, lane)
+            lane.append(row)
+        self._committed = max(self._committed, self._loaded)
+        if not rows or (self._loaded >= self._committed and not self._handed):
+            await self._wake.wait()
+
+    def _take_handed(self, room: int) -> list[_Row]:
+        """Rows from memory, if they are the very next ones: a rolled-back id leaves a gap, which the disk knows."""
+        rows: list[_Row] = []
+        last = self._loaded
+        while self._handed and len(rows) < room and self._handed[0].id <= last + 1:
+            row = self._handed.popleft()
+            if row.id == last + 1:
+                rows.append(row)
+                last = row.id
+        if not rows:
+            self._handed.clear()
+        return rows
+
+    async def _read(self, room: int) -> list[_Row]:
         after = self._loaded
-        rows = await self._database.read(
+        found = await self._database.read(
             lambda tx: tx.execute(
                 "SELECT id, topic, key, payload, digest FROM outbox WHERE id > ? ORDER BY id LIMIT ?",
                 (after, room),
             )
         )
-        for id_, topic, key, payload, digest in rows:
+        for id_, topic, key, payload, digest in found:
             if _digest(topic, key, payload) != digest:
                 raise LogCorrupt(
                     f"{self._database.path.name}: outbox row {id_} does not match its checksum",
                     hint="Stop, keep the file, restore the last backup (bridgectl restore).",
                 )
-            self._loaded = id_
-            self._order.append(id_)
-            lane = self._lanes.get(key)
-            if lane is None:
-                lane = self._lanes[key] = deque()
-                nursery.start_soon(self._run_lane, client, epoch, key, lane)
-            lane.append(_Row(id_, topic, key, payload))
-        self._committed = max(self._committed, self._loaded)
-        if not rows:
-            await self._wake.wait()
+        return [_Row(*row[:4]) for row in found]
 
     async def _run_lane(self, client: Publisher, epoch: int, key: bytes, lane: deque[_Row]) -> None:
         while lane:
@@ -220,7 +252,12 @@ class Outbox:
             await trio.sleep(FORGET_DELAY_S)
             self._forget = trio.Event()
             self._database.env.maybe("outbox.forget")
-            await self._database.write(_delete_up_to(self._forget_to))
+            await self._database.write(partial(self._delete_up_to, self._forget_to))
+
+    def _delete_up_to(self, last: int, tx: Connection) -> None:
+        if self._companion is not None:
+            self._companion(tx, last)
+        tx.execute("DELETE FROM outbox WHERE id <= ?", (last,))
 
 
 def renew_epoch(tx: Connection, random: bytes) -> int:
@@ -230,10 +267,6 @@ def renew_epoch(tx: Connection, random: bytes) -> int:
     )  # fits SQLite's signed integers and the wire's unsigned ones
     tx.execute("INSERT OR REPLACE INTO outbox_epoch VALUES(1, ?)", (epoch,))
     return epoch
-
-
-def _delete_up_to(last: int) -> Callable[[Connection], object]:
-    return lambda tx: tx.execute("DELETE FROM outbox WHERE id <= ?", (last,))
 
 
 def _run_of(lane: deque[_Row]) -> list[_Row]:

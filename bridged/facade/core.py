@@ -54,14 +54,15 @@ class Core:
         self.published = trio.Event()
         """Set, and replaced, when messages have got their offsets."""
 
-    def note_published(self, rows: Sequence[tuple[int, int]]) -> None:
-        """Record (outbox row, offset) of events that the log has acknowledged; nobody waits for it."""
+    def record_published(self, tx: Connection, rows: Sequence[tuple[int, int]]) -> None:
+        """Record (outbox row, offset) of events that the log has acknowledged."""
 
-        def tell(_result: object, _error: Exception | None) -> None:
+        def tell() -> None:
             published, self.published = self.published, trio.Event()
             published.set()
 
-        self.database.submit(lambda tx: self.messages.published(tx, rows), tell)
+        self.messages.published(tx, rows)
+        tx.after_commit(tell)
 
     async def write(self, directory: Directory | None, fn: Callable[[Turn], T]) -> T:
         """Run `fn` on a turn in one transaction; returns after its commit.

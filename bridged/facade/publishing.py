@@ -1,8 +1,8 @@
 """The facade's outbox on its way into the log, with the offsets that its events get there.
 
 The history offset of a message *is* the offset of its event on `bridge/core/event`.  It is known when the log has
-acknowledged the event, and is written into `core.db` before the outbox forgets the row: a crash in between
-publishes the row again under the same sequence, and the log answers with the same offset.
+acknowledged the event, and is written into `core.db` in the transaction in which the outbox forgets the row: a
+crash before it publishes the row again under the same sequence, and the log answers with the same offset.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from bridged.facade.core import Core
 from bridged.facade.events import EVENT_TOPIC
 from shards.client import Client
+from shards.database import Connection
 
 # Ours.
 CALL_BYTES_MAX = 48_000
@@ -26,6 +27,13 @@ class Publishing:
         self._core = core
         self._client = client
         self._last_before = last_before
+        self._acknowledged: list[tuple[int, int]] = []
+        core.outbox.forget_with(self._record)
+
+    def _record(self, tx: Connection, last: int) -> None:
+        """Write down the offsets of the events up to outbox row `last`, which is being forgotten."""
+        rows, self._acknowledged = self._acknowledged, []
+        self._core.record_published(tx, rows)
 
     async def publish(
         self,
@@ -47,9 +55,7 @@ class Publishing:
             published = await self._client.publish(
                 topic, payloads[at : at + n], key=key, epoch=epoch, sequence=first
             )
-            rows = [(first + place, published.offset + place) for place in range(n)]
-            # Not waited for: the writer takes things in order, and the outbox deletes its row later.
-            self._core.note_published(rows)
+            self._acknowledged += [(first + place, published.offset + place) for place in range(n)]
             at += n
 
     def _fitting(self, payloads: Sequence[bytes], sequence: int) -> int:

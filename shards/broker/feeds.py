@@ -26,6 +26,8 @@ from shards.store import DeadRow, GroupRow, Run, put_dead
 STEP_RUNS = 128
 """Runs that a feed handles before it lets others go on."""
 STEP_RECORDS = 512
+JOURNAL_LINGER_S = 0.1
+"""A group that reads the whole journal reads it for the record: nobody waits for it, so it is given in bulk."""
 FULL_RETRY_S = 1.0
 """A dead letter waits for room on the disk."""
 
@@ -291,6 +293,8 @@ class GroupFeed(Feed):
                 continue
             with trio.move_on_at(self.machine.next_ready_at()):
                 await self._wake.wait()
+            if self.topics is None:
+                await trio.sleep(JOURNAL_LINGER_S)
 
     async def _give_waiting(self) -> bool:
         """Deliver what waited for its key, its member or its time."""

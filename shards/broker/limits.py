@@ -48,5 +48,5 @@ class Limits:
     calls_waiting: int = 256
     """Requests that wait for a free responder, per topic."""
     invite_s: float = 600.0
-    group_save_s: float = 0.05
+    group_save_s: float = 0.25
     """Positions are stored so late at most; what is lost by a crash is delivered again."""
