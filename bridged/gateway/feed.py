@@ -45,11 +45,12 @@ class Event:
 
 
 class Gap(Exception):
-    """Retention has taken the events from `first` up to, not including, `next`."""
+    """Events that the client asked for and nobody has: `first` to `last`.  Go on at `next`."""
 
-    def __init__(self, first: int, next_: int) -> None:
-        super().__init__(f"events {first} to {next_ - 1} are gone")
+    def __init__(self, first: int, last: int, *, next_: int) -> None:
+        super().__init__(f"events {first} to {last} are gone")
         self.first = first
+        self.last = last
         self.next = next_
 
 
@@ -103,8 +104,10 @@ class Feed:
         """The events from `offset` on, at least one; waits for it.
 
         Raises:
-            Gap: Retention has taken some; go on at its `next`.
+            Gap: Retention has taken some, or the shard was restored to a time before them; go on at its `next`.
         """
+        if offset > self.next:
+            raise Gap(self.next, offset - 1, next_=self.next)
         while True:
             if self._ring and offset >= self._ring[0].offset:
                 found = [event for event in self._ring if event.offset >= offset][:PAGE_EVENTS]
@@ -125,8 +128,20 @@ class Feed:
                     if len(out) >= PAGE_EVENTS:
                         break
         except OffsetTrimmed as exc:
-            raise Gap(offset, exc.first) from exc
+            oldest = await self._oldest(exc.first)
+            raise Gap(offset, oldest - 1, next_=oldest) from exc
         return out
+
+    async def _oldest(self, position: int) -> int:
+        """The offset of the oldest event that the Log still has, at or after that position of the journal."""
+        while True:
+            try:
+                async with self._client.replay([EVENTS], from_position=position) as pages:
+                    async for records in pages:
+                        return records[0].offset
+                return self.next
+            except OffsetTrimmed as exc:  # retention goes on
+                position = exc.first
 
 
 def to_event(record: Record) -> Event | None:

@@ -8,71 +8,38 @@ works.  The gateway decides nothing: every op is a request to the facade, under 
 from __future__ import annotations
 
 import hashlib
-import json
 import ssl
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import NoReturn
 
-import attrs
+import msgspec
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, WebSocketRequest, WebSocketServer
 
-from bridged.gateway.feed import Event, Feed, Gap
-from bridged.requests import ask
+from bridged.gateway.feed import Feed
+from bridged.gateway.frames import (
+    CLOSE_AGAIN,
+    CLOSE_FAULT,
+    FRAME_BYTES_MAX,
+    PATH,
+    Goodbye,
+    no_token,
+    read_frame,
+    read_hello,
+)
+from bridged.gateway.talk import Door, Session, Talk, admit
+from bridged.telemetry import get_logger, traceback_of
 from shards.client import Client
 from shards.env import Env
-from shards.errors import RequestFailed, ShardsError
+from shards.errors import ShardsError
 
-# Specification constants (docs/gateway.md).
-PATH = "/v1"
-CLOSE_NORMAL = 1000
-CLOSE_BAD_FRAME = 4400
-CLOSE_NO_TOKEN = 4401
-CLOSE_LAGGING = 4408
-CLOSE_AGAIN = 4503
-OPS = ("send", "edit", "delete", "react", "typing", "read", "history", "conversations")
+log = get_logger("gateway")
 
-# Ours.
-FRAME_BYTES_MAX = 262_144
 HELLO_WITHIN_S = 10.0
-SEND_WITHIN_S = 10.0
-"""A client that has not taken a frame for so long is lagging."""
 FAREWELL_S = 2.0
 CONNECTIONS_MAX = 1000
-OPS_IN_FLIGHT_MAX = 16
-PASSING_MAX = 64
-
-
-@attrs.frozen(kw_only=True)
-class Door:
-    """One tenant's way in: the gateway's fabric client for it and the feed over that."""
-
-    client: Client
-    feed: Feed
-
-
-@attrs.frozen(kw_only=True)
-class Session:
-    """Who a connection speaks for."""
-
-    name: str
-    identity: str
-    conversations: frozenset[str] | None
-    """None: every conversation."""
-
-    def sees(self, event: Event) -> bool:
-        """May the client read this event?"""
-        return (
-            self.conversations is None or not event.conversation or event.conversation in self.conversations
-        )
-
-
-class Lagging(Exception):
-    """The client does not take what it is sent."""
-
-
-class BadFrame(Exception):
-    """The client sent what is no frame of ours."""
+LOOK_UP_EVERY_S = 15.0
+"""A token that was revoked is noticed so late at most; at its next op at once."""
 
 
 class Gateway:
@@ -81,6 +48,7 @@ class Gateway:
     def __init__(self, env: Env, doors: Mapping[str, Door]) -> None:
         self._env = env
         self._doors = doors
+        self._talks: set[Talk] = set()
         self.connections = 0
 
     async def handle(self, request: WebSocketRequest) -> None:
@@ -91,169 +59,79 @@ class Gateway:
         if self.connections >= CONNECTIONS_MAX:
             await request.reject(503, body=b"too many connections\n")
             return
-        socket = await request.accept()
         self.connections += 1
         try:
-            await self._converse(socket)
-        except* ConnectionClosed:
-            pass
-        except* Lagging:
-            with trio.move_on_after(FAREWELL_S):
-                await _farewell(socket, {"event": "lagging"}, CLOSE_LAGGING, "lagging")
-        except* BadFrame as group:
-            reason = str(group.exceptions[0])[:100]
-            with trio.move_on_after(FAREWELL_S):
-                await _farewell(socket, None, CLOSE_BAD_FRAME, reason)
-        except* ShardsError:
-            with trio.move_on_after(FAREWELL_S):
-                await _farewell(socket, None, CLOSE_AGAIN, "the shard does not answer; come again")
+            socket = await request.accept()
+            goodbye = await self._converse(socket)
+            if goodbye is not None:
+                with trio.move_on_after(FAREWELL_S):
+                    await _farewell(socket, goodbye)
         finally:
             self.connections -= 1
 
-    async def _converse(self, socket: WebSocketConnection) -> None:
-        with trio.move_on_after(HELLO_WITHIN_S) as scope:
-            hello = _frame(await socket.get_message())
-        found = None if scope.cancelled_caught else await self._admit(hello)
-        if found is None:
-            await socket.aclose(CLOSE_NO_TOKEN, "say hello with a valid token")
-            return
-        door, session = found
-        after = hello.get("after")
-        if after is not None and (not isinstance(after, int) or isinstance(after, bool) or after < -1):
-            raise BadFrame("after is the offset of the last event you have")
-        connection = _Connection(self._env, socket, door, session)
-        await connection.run(door.feed.next if after is None else after + 1)
-
-    async def _admit(self, hello: Mapping[str, Any]) -> tuple[Door, Session] | None:
-        """The tenant and client of a token; None where nobody has it, whatever the reason."""
-        token = hello.get("token")
-        if hello.get("op") != "hello" or not isinstance(token, str) or not 0 < len(token) <= 256:
-            return None
-        digest = hashlib.sha256(token.encode()).hexdigest()
-        for door in self._doors.values():
-            try:
-                row = await ask(
-                    self._env, door.client, "core", "clients", {"op": "authenticate", "token_hash": digest}
-                )
-            except RequestFailed as exc:
-                if exc.code in ("not_found", "forbidden", "capability_denied"):
-                    continue
-                raise
-            return door, Session(
-                name=row["client"],
-                identity=row["identity"],
-                conversations=None if row["everywhere"] else frozenset(row["conversations"]),
-            )
-        return None
-
-
-class _Connection:
-    """One admitted client."""
-
-    def __init__(self, env: Env, socket: WebSocketConnection, door: Door, session: Session) -> None:
-        self._env = env
-        self._socket = socket
-        self._door = door
-        self._session = session
-        self._slots = trio.CapacityLimiter(OPS_IN_FLIGHT_MAX)
-
-    async def run(self, offset: int) -> None:
-        """Events from `offset` on, and ops as they come, until the client goes."""
-        passing, more = trio.open_memory_channel[Event](PASSING_MAX)
-
-        def heard(event: Event) -> None:
-            if self._session.sees(event):
+    async def look_up(self) -> NoReturn:
+        """Ask again and again what the tokens of the open connections stand for."""
+        while True:
+            await trio.sleep(LOOK_UP_EVERY_S)
+            found: dict[tuple[str, str], Session | None] = {}
+            for talk in list(self._talks):
+                key = talk.door.client.identity.tenant, talk.session.digest
                 try:
-                    passing.send_nowait(event)
-                except trio.WouldBlock:
-                    return  # passing things are the first to be shed
+                    if key not in found:
+                        found[key] = await admit(self._env, talk.door, talk.session.digest)
+                except ShardsError:
+                    continue  # who does not answer has not said no
+                talk.changed(found[key])
 
-        forget = self._door.feed.listen(heard)
+    async def _converse(self, socket: WebSocketConnection) -> Goodbye | None:
+        """Talk until it is over; returns what to say at the end, None where nobody can hear it."""
+        said: list[Goodbye] = []
+        talk: Talk | None = None
+        has_left = False
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._tell, offset)
-                nursery.start_soon(self._pass_on, more)
-                await self._hear(nursery)
+            talk, offset = await self._greet(socket)
+            self._talks.add(talk)
+            await talk.run(offset)
+        except* ConnectionClosed:
+            has_left = True
+        except* Goodbye as group:
+            said += _leaves(group)
+        except* ShardsError:
+            said.append(Goodbye(CLOSE_AGAIN, "the shard does not answer; come again"))
+        except* Exception as group:  # a bug met by one client must not end the others
+            log.error("fault", traceback=traceback_of(group))
+            said.append(Goodbye(CLOSE_FAULT, "a fault of ours; come again"))
         finally:
-            forget()
+            if talk is not None:
+                self._talks.discard(talk)
+        has_left = has_left or (talk is not None and talk.is_cut)
+        return None if has_left else said[0]
 
-    async def _tell(self, offset: int) -> NoReturn:
-        while True:
-            try:
-                events = await self._door.feed.read(offset)
-            except Gap as gap:
-                await self._send({"event": "gap", "from": gap.first, "to": gap.next - 1})
-                offset = gap.next
-                continue
-            for event in events:
-                if self._session.sees(event):
-                    await self._send_text(event.data)
-                offset = event.offset + 1
-
-    async def _pass_on(self, events: trio.MemoryReceiveChannel[Event]) -> None:
-        async for event in events:
-            await self._send_text(event.data)
-
-    async def _hear(self, nursery: trio.Nursery) -> NoReturn:
-        while True:
-            frame = _frame(await self._socket.get_message())
-            op, number = frame.get("op"), frame.get("id")
-            if not isinstance(number, str | int) or isinstance(number, bool) or len(str(number)) > 64:
-                raise BadFrame("every op carries an id of at most 64 characters")
-            if op not in OPS:
-                await self._answer_error(number, "unknown_action", f"ops are {' '.join(OPS)}")
-                continue
-            token = object()
-            await self._slots.acquire_on_behalf_of(token)  # a flood of ops waits in the client's own socket
-            nursery.start_soon(self._serve, op, number, frame, token)
-
-    async def _serve(self, op: str, number: str | int, frame: Mapping[str, Any], token: object) -> None:
-        try:
-            payload = {key: value for key, value in frame.items() if key not in ("op", "id")}
-            try:
-                answer = await ask(
-                    self._env, self._door.client, "core", op, {**payload, "client": self._session.name}
-                )
-            except RequestFailed as exc:
-                await self._answer_error(number, exc.code, str(exc))
-                return
-            answer.pop("status", None)
-            await self._send({"id": number, "ok": True, **answer})
-        finally:
-            self._slots.release_on_behalf_of(token)
-
-    async def _answer_error(self, number: str | int, code: str, message: str) -> None:
-        await self._send({"id": number, "ok": False, "error": {"code": code, "message": message}})
-
-    async def _send(self, frame: Mapping[str, Any]) -> None:
-        await self._send_text(json.dumps(frame, ensure_ascii=False))
-
-    async def _send_text(self, text: str) -> None:
-        with trio.move_on_after(SEND_WITHIN_S) as scope:
-            await self._socket.send_message(text)
-        if scope.cancelled_caught:
-            raise Lagging
+    async def _greet(self, socket: WebSocketConnection) -> tuple[Talk, int]:
+        """Hear hello.  Raises Goodbye: none in time, or nobody has that token."""
+        with trio.move_on_after(HELLO_WITHIN_S):
+            token, after = read_hello(read_frame(await socket.get_message()))
+            digest = hashlib.sha256(token.encode()).hexdigest()
+            for door in self._doors.values():
+                session = await admit(self._env, door, digest)
+                if session is not None:
+                    offset = door.feed.next if after is None else after + 1
+                    return Talk(self._env, socket, door, session), offset
+        raise no_token()
 
 
-def _frame(message: str | bytes) -> dict[str, Any]:
-    if not isinstance(message, str):
-        raise BadFrame("frames are JSON text")
+def _leaves(group: BaseExceptionGroup[Goodbye]) -> list[Goodbye]:
+    found: list[Goodbye] = []
+    for exc in group.exceptions:
+        found += _leaves(exc) if isinstance(exc, BaseExceptionGroup) else [exc]
+    return found
+
+
+async def _farewell(socket: WebSocketConnection, goodbye: Goodbye) -> None:
     try:
-        frame = json.loads(message)
-    except (ValueError, RecursionError):
-        raise BadFrame("that frame is no JSON") from None
-    if not isinstance(frame, dict):
-        raise BadFrame("a frame is a JSON object")
-    return frame
-
-
-async def _farewell(
-    socket: WebSocketConnection, frame: Mapping[str, Any] | None, code: int, reason: str
-) -> None:
-    try:
-        if frame is not None:
-            await socket.send_message(json.dumps(frame))
-        await socket.aclose(code, reason)
+        if goodbye.last is not None:
+            await socket.send_message(msgspec.json.encode(goodbye.last).decode())
+        await socket.aclose(goodbye.code, goodbye.reason)
     except ConnectionClosed:
         return
 
@@ -273,6 +151,7 @@ async def run_gateway(
     async with trio.open_nursery() as nursery:
         for door in doors.values():
             await nursery.start(door.feed.run)
+        nursery.start_soon(gateway.look_up)
         listeners = await env.open_tcp_listeners(host, port)
         server = WebSocketServer(
             gateway.handle,
