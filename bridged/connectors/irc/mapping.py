@@ -184,12 +184,14 @@ class Inbound:
         ]
 
     def named(self, event: Named, *, wall: float) -> Publication:
-        """Everybody who is in the channel."""
+        """Everybody who is in the channel.  From here on we listen, so a later gap begins here at the earliest."""
+        offset = self._next_offset(event.channel, wall)
         payload = {
             "channel": self.reference(event.channel),
             "change": "snapshot",
             "names": list(event.names),
             "timestamp": timestamp(wall),
+            "cursor": {"stream": self.stream(event.channel), "value": str(offset)},
         }
         return self._publication("membership", payload)
 
