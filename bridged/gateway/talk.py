@@ -164,7 +164,11 @@ class Talk:
 
     async def _serve(self, op: str, number: str | int, frame: Mapping[str, Any], token: object) -> None:
         try:
-            payload = {key: value for key, value in frame.items() if key not in ("op", "id", "identity")}
+            payload = {
+                key: value
+                for key, value in frame.items()
+                if value is not None and key not in ("op", "id", "identity")  # null says what absence says
+            }
             payload["client"] = self.session.name
             try:
                 answer = await ask(self._env, self.door.client, "core", op, payload)

@@ -167,6 +167,33 @@ def served(tmp_path_factory: pytest.TempPathFactory, quiet_logs: None) -> Iterat
         yield house
 
 
+@pytest.fixture
+def region(tmp_path: Path, quiet_logs: None) -> tuple[House, dict[str, str]]:
+    """A shard of two tenants, acme and beta, each with a lobby and an operator; and a client's token for each."""
+    house = House(tmp_path / "hub", "hub")
+    text = house.config.read_text()
+    head = text[: text.index("# A connector that answers")]
+    head = head.replace('name = "hub"', 'name = "hub"\ntenants = ["acme", "beta"]')
+    for tenant in ("acme", "beta"):
+        head += (
+            f'\n[[connector]]\nservice = "echo"\ninstance = "demo"\ntenant = "{tenant}"\n'
+            f'[[conversation]]\nname = "lobby"\ntenant = "{tenant}"\n'
+            f'channels = ["msgr://channels/{tenant}/bridge/echo/lobby"]\n'
+        )
+    house.config.write_text(head)
+    for old in (house.directory / "keys").iterdir():
+        old.unlink()  # of an operator of the tenant "hub", whom the region has not
+    for tenant in ("acme", "beta"):
+        made = house.ctl("--tenant", tenant, "keys", "new", f"op-{tenant}")
+        assert made.code == 0, made.err
+    tokens: dict[str, str] = {}
+    with house.serving():
+        for tenant in ("acme", "beta"):
+            words = ["clients", "add", "phone", "--identity", "ola", "--conversation", "lobby", "--json"]
+            tokens[tenant] = house.ctl("--key", f"op-{tenant}", *words).json()["token"]
+    return house, tokens
+
+
 @pytest.fixture(name="bridgectl")
 def _bridgectl() -> Callable[..., Ended]:
     return bridgectl
