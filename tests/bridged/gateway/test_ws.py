@@ -184,7 +184,7 @@ async def test_ops_that_cannot_be_carried_out_are_answered(serving: Serving) -> 
             ("send", {"conversation": "lobby"}, "missing_field"),
             ("send", {"conversation": "lobby", "text": {"a": 1}}, "invalid_field"),
             ("edit", {"message_id": "none", "text": "x"}, "not_found"),
-            ("react", {"message_id": "none", "emoji": "x"}, "not_found"),
+            ("react", {"message_id": "none", "emojis": ["x"]}, "not_found"),
             ("history", {"conversation": "nowhere"}, "not_found"),
             ("history", {"conversation": "lobby", "limit": 10**400}, "invalid_field"),
             ("send", {"conversation": "lobby", "text": "x" * 200_000}, None),
@@ -214,7 +214,7 @@ async def test_a_message_and_all_that_becomes_of_it(serving: Serving) -> None:
 
         assert (await client.ask("edit", message_id=message_id, text="hello"))["ok"]
         assert (await other.wait(event_of("edit", message_id=message_id)))["text"] == "hello"
-        assert (await client.ask("react", message_id=message_id, emoji="👍"))["ok"]
+        assert (await client.ask("react", message_id=message_id, emojis=["👍"]))["ok"]
         assert (await other.wait(event_of("reaction", message_id=message_id)))["emojis"] == ["👍"]
         history = await client.ask("history", conversation="lobby", limit=10)
         mine = next(m for m in history["messages"] if m["message_id"] == message_id)
@@ -230,7 +230,7 @@ async def test_a_message_and_all_that_becomes_of_it(serving: Serving) -> None:
 async def test_typing_passes_and_leaves_nothing(serving: Serving) -> None:
     async with serving.hello() as client, serving.hello() as other:
         assert (await other.ask("conversations"))["ok"]
-        assert (await client.ask("typing", conversation="lobby", on=True))["ok"]
+        assert (await client.ask("typing", conversation="lobby", typing=True))["ok"]
         seen = await other.wait(event_of("typing"))
         assert seen["conversation"] == "lobby" and "offset" not in seen
     async with serving.hello(after=-1) as late:
@@ -373,7 +373,7 @@ async def test_a_client_reads_its_conversations_and_no_others(serving: Serving) 
         for op, frame in (
             ("send", {"conversation": "lobby", "text": "x"}),
             ("history", {"conversation": "lobby"}),
-            ("typing", {"conversation": "lobby", "on": True}),
+            ("typing", {"conversation": "lobby", "typing": True}),
             ("send", {"conversation": "lobby", "text": "x", "client": "acme"}),
             ("send", {"conversation": "lobby", "text": "x", "identity": "msgr://identity/msgr/acme"}),
         ):
