@@ -23,7 +23,7 @@ from bridged.config import Config, ConnectorSettings, Member, split_address
 from bridged.connectors import Connector
 from bridged.connectors.desk import attend
 from bridged.control import HOUSE, Control
-from bridged.errors import BadCredentials, Banned, ConfigError
+from bridged.errors import BadCredentials, Banned, BridgeError, ConfigError
 from bridged.facade import ClientSeed, Conversation, FacadeSettings, Link, run_facade
 from bridged.gateway.ws import run_gateway
 from bridged.keyring import Card, KeyFileError, load_cards, load_key, member_identity, seed_file
@@ -187,6 +187,9 @@ class Daemon:
                     await serve(client, task_status)
             except* (RequestFailed, Unreachable) as group:
                 raise MemberError(f"the house did not answer: {_first(group)}") from group
+            except* BridgeError as group:
+                exc = _first(group)
+                raise MemberError(f"{exc} ({exc.hint})" if exc.hint else str(exc)) from group  # type: ignore[attr-defined]
             except* NotGranted as group:
                 if member.service is None:
                     raise

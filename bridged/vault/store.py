@@ -90,14 +90,7 @@ class Credentials:
         if row is None:
             return None
         revision, version, nonce, sealed, fencing = row
-        try:
-            body = bindings.crypto_aead_xchacha20poly1305_ietf_decrypt(
-                sealed, self._context(name, version, revision), nonce, self._data_key(tx, version)
-            )
-        except CryptoError as exc:
-            raise VaultError(
-                f"the credential {name!r} does not open; its row was altered", hint="put the credential anew"
-            ) from exc
+        body = self._open(tx, name, revision, version, nonce, sealed)
         fencing += 1
         tx.execute("UPDATE credential SET fencing=? WHERE tenant=? AND name=?", (fencing, self.tenant, name))
         tx.execute(
@@ -170,7 +163,11 @@ class Credentials:
         return [CredentialRow(name=n, revision=r, put_at=a, put_by=b, leases=k) for n, r, a, b, k in rows]
 
     def rotate(self, tx: Connection) -> int:
-        """Make a new data key and seal every credential under it; returns the key's version."""
+        """Make a new data key and seal every credential under it; returns the key's version.
+
+        Raises:
+            VaultError: A row does not open; nothing has changed then.
+        """
         old = tx.one("SELECT max(version) FROM data_key WHERE tenant=?", (self.tenant,))
         version = (old[0] if old and old[0] else 0) + 1
         key = self._make_key(tx, version)
@@ -178,9 +175,7 @@ class Credentials:
             "SELECT name, revision, key_version, nonce, sealed FROM credential WHERE tenant=?", (self.tenant,)
         )
         for name, revision, key_version, nonce, sealed in rows:
-            body = bindings.crypto_aead_xchacha20poly1305_ietf_decrypt(
-                sealed, self._context(name, key_version, revision), nonce, self._data_key(tx, key_version)
-            )
+            body = self._open(tx, name, revision, key_version, nonce, sealed)
             fresh = self._token_bytes(_NONCE_BYTES)
             tx.execute(
                 "UPDATE credential SET key_version=?, nonce=?, sealed=? WHERE tenant=? AND name=?",
@@ -195,6 +190,20 @@ class Credentials:
         tx.execute("DELETE FROM data_key WHERE tenant=? AND version<?", (self.tenant, version))
         self._data_keys = {version: key}
         return version
+
+    def _open(
+        self, tx: Connection, name: str, revision: int, version: int, nonce: bytes, sealed: bytes
+    ) -> bytes:
+        key = self._data_key(tx, version)
+        try:
+            return bindings.crypto_aead_xchacha20poly1305_ietf_decrypt(
+                sealed, self._context(name, version, revision), nonce, key
+            )
+        except (CryptoError, TypeError, ValueError) as exc:
+            raise VaultError(
+                f"the credential {name!r} does not open; its row was altered",
+                hint=f"bridgectl vault put {name}",
+            ) from exc
 
     def _newest_key(self, tx: Connection) -> tuple[int, bytes]:
         row = tx.one("SELECT max(version) FROM data_key WHERE tenant=?", (self.tenant,))
