@@ -7,7 +7,8 @@ compared; what the audit has not come to yet is counted and no fault.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 
 import attrs
 
@@ -53,13 +54,19 @@ async def compare(log: Log, database: Database, tenant: str, *, size: int) -> Co
         AuditError: A record without its leaf, a leaf without its record, or one that says something else.
         LogCorrupt: A segment does not match its checksum.
     """
-    leaves = _leaves(database, size)
+    async with aclosing(_leaves(database, size)) as leaves, aclosing(_facts(log, tenant)) as facts:
+        return await _compare(log.first, leaves, facts)
+
+
+async def _compare(
+    first: int, leaves: AsyncIterator[tuple[int, Leaf]], facts: AsyncIterator[_Fact]
+) -> Compared:
     compared = waiting = trimmed = 0
     leaf = await anext(leaves, None)
-    while leaf is not None and leaf[1].position < log.first:
+    while leaf is not None and leaf[1].position < first:
         trimmed += 1
         leaf = await anext(leaves, None)
-    async for fact in _facts(log, tenant):
+    async for fact in facts:
         if leaf is None:
             waiting += 1
             continue
@@ -87,7 +94,7 @@ def _fact_of(leaf: Leaf) -> _Fact:
     )
 
 
-async def _leaves(database: Database, size: int) -> AsyncIterator[tuple[int, Leaf]]:
+async def _leaves(database: Database, size: int) -> AsyncGenerator[tuple[int, Leaf], None]:
     first = 0
     while first < size:
         page = await database.read(lambda tx: store.leaves(tx, first, min(LEAVES, size - first)))  # noqa: B023
@@ -98,7 +105,7 @@ async def _leaves(database: Database, size: int) -> AsyncIterator[tuple[int, Lea
         first = page[-1][0] + 1
 
 
-async def _facts(log: Log, tenant: str) -> AsyncIterator[_Fact]:
+async def _facts(log: Log, tenant: str) -> AsyncGenerator[_Fact, None]:
     position = log.first
     while position < log.head:
         page = await log.page(position, tenant=tenant)

@@ -23,27 +23,27 @@ from bridged.audit.tree import (
 from shards.database import Connection
 from shards.record import Record
 
-MIGRATIONS = (
-    """
-    CREATE TABLE leaf (
-        seq INTEGER PRIMARY KEY, position INTEGER NOT NULL UNIQUE, trace_id TEXT NOT NULL,
-        data BLOB NOT NULL, hash BLOB NOT NULL);
-    CREATE INDEX leaf_by_trace ON leaf (trace_id);
-    CREATE TABLE checkpoint (size INTEGER PRIMARY KEY, note TEXT NOT NULL);
-    CREATE TRIGGER leaf_is_new BEFORE INSERT ON leaf
-        WHEN NEW.seq IS NOT (SELECT coalesce(max(seq) + 1, 0) FROM leaf)
-        BEGIN SELECT raise(ABORT, 'leaves are added at the end only'); END;
-    CREATE TRIGGER leaf_stays BEFORE UPDATE ON leaf BEGIN SELECT raise(ABORT, 'a leaf never changes'); END;
-    CREATE TRIGGER leaf_is_kept BEFORE DELETE ON leaf BEGIN SELECT raise(ABORT, 'a leaf is never removed'); END;
-    CREATE TRIGGER checkpoint_is_new BEFORE INSERT ON checkpoint
-        WHEN NEW.size <= (SELECT coalesce(max(size), -1) FROM checkpoint)
-        BEGIN SELECT raise(ABORT, 'checkpoints only grow'); END;
-    CREATE TRIGGER checkpoint_stays BEFORE UPDATE ON checkpoint
-        BEGIN SELECT raise(ABORT, 'a checkpoint never changes'); END;
-    CREATE TRIGGER checkpoint_is_kept BEFORE DELETE ON checkpoint
-        BEGIN SELECT raise(ABORT, 'a checkpoint is never removed'); END;
-    """,
+SCHEMA = (
+    "CREATE TABLE leaf ("
+    " seq INTEGER PRIMARY KEY, position INTEGER NOT NULL UNIQUE, trace_id TEXT NOT NULL,"
+    " data BLOB NOT NULL, hash BLOB NOT NULL)",
+    "CREATE INDEX leaf_by_trace ON leaf (trace_id)",
+    "CREATE TABLE checkpoint (size INTEGER PRIMARY KEY, note TEXT NOT NULL)",
+    "CREATE TRIGGER leaf_is_new BEFORE INSERT ON leaf"
+    " WHEN NEW.seq IS NOT (SELECT coalesce(max(seq) + 1, 0) FROM leaf)"
+    " BEGIN SELECT raise(ABORT, 'leaves are added at the end only'); END",
+    "CREATE TRIGGER leaf_stays BEFORE UPDATE ON leaf BEGIN SELECT raise(ABORT, 'a leaf never changes'); END",
+    "CREATE TRIGGER leaf_is_kept BEFORE DELETE ON leaf"
+    " BEGIN SELECT raise(ABORT, 'a leaf is never removed'); END",
+    "CREATE TRIGGER checkpoint_is_new BEFORE INSERT ON checkpoint"
+    " WHEN NEW.size <= (SELECT coalesce(max(size), -1) FROM checkpoint)"
+    " BEGIN SELECT raise(ABORT, 'checkpoints only grow'); END",
+    "CREATE TRIGGER checkpoint_stays BEFORE UPDATE ON checkpoint"
+    " BEGIN SELECT raise(ABORT, 'a checkpoint never changes'); END",
+    "CREATE TRIGGER checkpoint_is_kept BEFORE DELETE ON checkpoint"
+    " BEGIN SELECT raise(ABORT, 'a checkpoint is never removed'); END",
 )
+MIGRATIONS = (";\n".join(SCHEMA) + ";",)
 PAGE = 1024
 
 
@@ -168,21 +168,24 @@ def verify(tx: Connection, public: bytes) -> Verified:
     frontier = Frontier()
     _check_head(frontier, wanted)
     last = -1
-    for seq, position, trace_id, data, kept in _rows(tx):
+    for seq, position, trace_id, data, digest in _rows(tx):
         if seq != frontier.size:
             raise AuditError(f"leaf {frontier.size} is missing")
-        if not isinstance(data, bytes) or leaf_hash(data) != kept:
+        if not isinstance(data, bytes) or leaf_hash(data) != digest:
             raise AuditError(f"leaf {seq} was altered")
         leaf = _decode(seq, data)
         if leaf.position != position or leaf.trace_id != trace_id or position <= last:
             raise AuditError(f"leaf {seq} stands at a place that is not its own")
         last = position
-        frontier.append(kept)
+        frontier.append(digest)
         _check_head(frontier, wanted)
     if wanted:
         raise AuditError(
             f"leaves are missing: a checkpoint was signed for {max(wanted)}, here are {frontier.size}"
         )
+    kept = {row[0] for row in tx.execute("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")}
+    if kept != set(SCHEMA):
+        raise AuditError("the tables or their guards were altered")
     if verdict != [("ok",)]:  # last, since a leaf's number tells more than a page's
         raise AuditError(f"SQLite's own check says: {verdict[0][0]}")
     return Verified(
