@@ -6,6 +6,7 @@ supervisor keeps them running, and each reaches the fabric through a client of i
 
 from __future__ import annotations
 
+import math
 import signal
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -432,6 +433,7 @@ async def run_shard(env: Env, config: Config) -> None:
             log.info("serving", shard=config.name, endpoint=str(config.endpoint))
             host.notify("READY=1")
             await trio.sleep_forever()
+    signal.alarm(0)
     log.info("stopped", shard=config.name)
 
 
@@ -447,6 +449,8 @@ async def _stop_when_told(
             host.notify("READY=1")
             continue
         host.notify("STOPPING=1")
+        # Who has not stopped by then is ended as by a power cut, which loses nothing either.
+        signal.alarm(math.ceil(running.config.shard.stop_seconds))
         log.info("stopping", shard=running.config.name)
         scope.cancel()
         return

@@ -239,7 +239,7 @@ async def run_demo(env: Env, options: Options) -> dict[str, Any]:
         audit = await _verify_audit(env, config)
     finally:
         if options.dir is None:
-            await env.run_sync(shutil.rmtree, base, True)
+            shutil.rmtree(base, ignore_errors=True)
     offered, delivered = tally.offered(), tally.delivered()
     return {
         "offered": offered,

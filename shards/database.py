@@ -475,7 +475,7 @@ async def open_database(
                 nursery.start_soon(database._run_task)
                 try:
                     yield database
-                except BaseException as exc:
+                except BaseException as exc:  # noqa: ASYNC103 - raised below, outside of the nursery
                     error = exc
                 finally:
                     database._close()
@@ -546,7 +546,7 @@ def _open_both(
         if writer is not None:
             _shut(writer)
         if isinstance(exc, apsw.Error | OSError):
-            raise _translate(exc, path) from exc
+            raise _translate(exc, path) from exc  # noqa: ASYNC104 - none of these is a Cancelled
         raise
 
 

@@ -412,7 +412,7 @@ async def attend(
                 state = ConnectorState.STOPPED if given_up else ConnectorState.BACKING_OFF
                 detail = f"{fault}: {fault.hint}" if fault.hint else str(fault)
                 with trio.move_on_after(STATE_S), suppress(ShardsError):
-                    await desk.state(state, detail)
+                    await desk.state(state, detail)  # noqa: ASYNC120 - being cancelled is the graver news
             raise
 
 

@@ -309,8 +309,7 @@ class Answers:
             await self._core.write(None, fn)
         except DirectoryError as exc:
             raise RequestFailed(exc.code, str(exc), hint=exc.hint) from exc
-        finally:
-            await self._core.reload()
+        await self._core.reload()  # who is cancelled before it finds the revision moved, and reloads then
 
     # -- for connectors ---------------------------------------------------------------------------------------
 

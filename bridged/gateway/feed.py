@@ -128,7 +128,7 @@ class Feed:
                     if len(out) >= PAGE_EVENTS:
                         break
         except OffsetTrimmed as exc:
-            oldest = await self._oldest(exc.first)
+            oldest = await self._oldest(exc.first)  # noqa: ASYNC120 - being cancelled is the graver news
             raise Gap(offset, oldest - 1, next_=oldest) from exc
         return out
 

@@ -16,7 +16,7 @@ import trio
 from slixmpp.xmlstream.handler import Callback
 from slixmpp.xmlstream.matcher import MatchXPath
 from trio_asyncio import aio_as_trio
-from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, open_websocket_url
+from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_client_stream
 
 from tests.contract.irc_person import IrcPerson, irc_person
 from tests.contract.xmpp_person import Said, XmppPerson, said, xmpp_person
@@ -179,6 +179,7 @@ class WsPerson:
     last: int | None = None
     """The offset of the last event that carried one."""
     on_event: Callable[[dict[str, Any]], None] = lambda event: None
+    patience_s: float = ANSWER_S
     _socket: WebSocketConnection | None = None
     _answers: dict[str, dict[str, Any]] = attrs.field(factory=dict)
     _number: int = 0
@@ -189,7 +190,7 @@ class WsPerson:
         is_first = True
         while True:
             try:
-                async with open_websocket_url(f"ws://127.0.0.1:{self.port}/v1") as socket:
+                async with self._connect() as socket:
                     hello: dict[str, Any] = {"op": "hello", "token": self.token}
                     if self.last is not None:
                         hello["after"] = self.last
@@ -208,6 +209,17 @@ class WsPerson:
             self._socket = None
             self._wake()
             await trio.sleep(0.05)
+
+    @asynccontextmanager
+    async def _connect(self) -> AsyncIterator[WebSocketConnection]:
+        """The library forgets a socket whose handshake fails; here it is closed whatever happens."""
+        stream = await trio.open_tcp_stream("127.0.0.1", self.port)
+        try:
+            async with trio.open_nursery() as nursery:
+                yield await wrap_client_stream(nursery, stream, f"127.0.0.1:{self.port}", "/v1")
+                nursery.cancel_scope.cancel()
+        finally:
+            await trio.aclose_forcefully(stream)
 
     async def _read(self, socket: WebSocketConnection) -> None:
         while True:
@@ -236,7 +248,7 @@ class WsPerson:
         """One request and its answer; asked again (the same) when the connection was lost meanwhile."""
         self._number += 1
         number = f"n{self._number}"
-        with trio.fail_after(ANSWER_S):
+        with trio.fail_after(self.patience_s):
             while True:
                 socket: WebSocketConnection = await self._until(lambda: self._socket)
                 with suppress(ConnectionClosed):

@@ -124,7 +124,7 @@ class LiveShard:
         out: list[dict[str, Any]] = []
         before: list[str] = []
         while True:
-            page = (await self.ctl_json("history", conversation, "--limit", "500", *before))["messages"]
+            page = (await self.ctl_json("history", conversation, "--limit", "200", *before))["messages"]
             page = [row for row in page if not out or row["offset"] < out[0]["offset"]]
             if not page:
                 return out

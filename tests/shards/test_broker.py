@@ -222,7 +222,10 @@ async def test_of_many_ephemeral_records_that_wait_the_newest_of_each_key_is_lef
 
 async def test_an_overloaded_broker_keeps_the_order() -> None:
     limits = Limits(publish_frames=3)
-    async with open_fabric(system_env(inside=False), limits=limits) as fabric, fabric.client("a", *ALL_GRANTS) as client:
+    async with (
+        open_fabric(system_env(inside=False), limits=limits) as fabric,
+        fabric.client("a", *ALL_GRANTS) as client,
+    ):
         async with trio.open_nursery() as nursery:
             for number in range(20):
                 payload = [b"%d" % number + bytes(30_000)]
@@ -271,7 +274,10 @@ async def test_a_storage_that_fails_ends_the_broker_and_nothing_is_acknowledged(
 
 
 async def test_two_brokers_in_one_process_know_nothing_of_each_other() -> None:
-    async with open_fabric(system_env(inside=False), shard="one") as one, open_fabric(system_env(), shard="two") as two:
+    async with (
+        open_fabric(system_env(inside=False), shard="one") as one,
+        open_fabric(system_env(), shard="two") as two,
+    ):
         identity = await one.enroll("a", *ALL_GRANTS)
         async with one.connect(identity) as client:
             await client.publish(TOPIC, [b"1"], key=b"k")

@@ -185,7 +185,10 @@ async def test_acknowledging_what_nobody_can_hold_is_malformed(fabric: Fabric) -
 
 async def test_bytes_of_strangers_cost_nothing_but_their_connection() -> None:
     limits = Limits(half_open=8, handshake_s=0.1)
-    async with open_fabric(system_env(inside=False), limits=limits) as fabric, fabric.client("good", *ALL_GRANTS) as good:
+    async with (
+        open_fabric(system_env(inside=False), limits=limits) as fabric,
+        fabric.client("good", *ALL_GRANTS) as good,
+    ):
         strangers = [await fabric.env.connect(fabric.endpoint) for _ in range(20)]
         for number, frames in enumerate(strangers):
             if number % 2:

@@ -111,7 +111,7 @@ async def test_a_send_never_puts_a_sleeping_receiver_to_sleep_for_good(
                 nursery.start_soon(receiver)
                 await trio.testing.wait_all_tasks_blocked(0.001)
                 dealer.send_nowait(b"", b"wake up")
-                time.sleep(0.01)  # noqa: ASYNC251 - the frame arrives, and Trio must not look meanwhile
+                time.sleep(0.01)
                 router.send_nowait(peer, b"a send")
             assert heard == ([] if naive else [(peer, b"wake up")])
 

@@ -244,7 +244,7 @@ class House:
         publishing = Publishing(self.core, self.fabric, last_before=(last and last[0]) or 0)  # type: ignore[arg-type]
         async with trio.open_nursery() as nursery:
             await nursery.start(self.core.outbox.run, publishing)
-            while (await self.count("outbox")) > 0:  # noqa: ASYNC110  (the outbox says nothing when it is empty)
+            while (await self.count("outbox")) > 0:
                 await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
 
