@@ -184,10 +184,10 @@ class Control:
         if op == "list":
             wanted = question.payload.get("name")
             rows = [p for p in self._broker.principals(self._tenant) if wanted in (None, p.name)]
-            return {"principals": [_told(p) for p in rows]}
+            return {"principals": [told(p) for p in rows]}
         name = question.text("name")
         if op == "get":
-            return {"key": _told(self._principal(name))}
+            return {"key": told(self._principal(name))}
         if op == "invite":
             return await self._invite(question, name)
         principal = self._changeable(name)
@@ -370,7 +370,8 @@ def _of_the_house(name: str) -> RequestFailed:
     )
 
 
-def _told(principal: Principal) -> dict[str, Any]:
+def told(principal: Principal) -> dict[str, Any]:
+    """A principal's row, as `keys list` shows it: nothing private."""
     return {
         "name": principal.name,
         "tenant": principal.tenant,

@@ -8,8 +8,10 @@ import sys
 from typing import Any
 
 from bridged.audit import store as audit_store
+from bridged.ctl import stopped
 from bridged.ctl.output import USAGE, CtlError, usage
 from bridged.ctl.session import Session
+from bridged.ctl.stopped import stopped_shard
 from bridged.envelope import format_time, from_ms, to_base64url
 from shards.database import open_database
 
@@ -186,9 +188,15 @@ async def conversations_remove(s: Session) -> None:
 
 
 async def keys_list(s: Session) -> None:
-    """Principals."""
-    answer = await s.ask("fabric", "keys", {})
-    s.out.table("principals", answer["principals"], ["name", "state", "service", "instance", "kid"])
+    """Principals; also of a shard that does not run."""
+    async with stopped_shard(s) as database:
+        rows = None if database is None else await stopped.rows(s, database)
+    answer = {"principals": rows} if rows is not None else await s.ask("fabric", "keys", {})
+    s.out.table(
+        "principals",
+        sorted(answer["principals"], key=lambda row: str(row["name"])),
+        ["name", "state", "service", "instance", "kid"],
+    )
 
 
 async def keys_invite(s: Session) -> None:
@@ -213,8 +221,10 @@ async def keys_invite(s: Session) -> None:
 
 
 async def keys_revoke(s: Session) -> None:
-    """Shut a principal out."""
-    answer = await s.ask("fabric", "keys", {"op": "revoke", "name": s.args.name})
+    """Shut a principal out; also of a shard that does not run."""
+    async with stopped_shard(s) as database:
+        done = None if database is None else await stopped.revoke(s, database, s.args.name)
+    answer = done or await s.ask("fabric", "keys", {"op": "revoke", "name": s.args.name})
     s.out.value(answer, f"{answer['name']} is revoked; its links are cut")
 
 

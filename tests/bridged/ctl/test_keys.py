@@ -262,3 +262,19 @@ def test_a_connector_that_the_file_no_longer_names_is_shut_out(house: Any) -> No
         assert rows["echo/demo"]["state"] == "active"
         ended = house.ctl("--key", key, "status")  # in again, though it may not ask that
         assert ended.code == 3 and ended.says("no grant")
+
+
+def test_keys_of_a_shard_that_does_not_run(house: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("bridged.ctl.session.SOCKET_WITHIN_S", 0.1)
+    assert house.ctl("keys", "list").code == 4  # it has never run, so nobody is enrolled
+    house.ctl("keys", "new", "eve")
+    with house.serving():
+        running = house.ctl("keys", "list", "--json").json()
+    assert house.ctl("keys", "list", "--json").json() == running
+    assert house.ctl("keys", "revoke", "eve").code == 0
+    ended = house.ctl("keys", "revoke", "nobody")
+    assert ended.code == 1 and ended.says("nobody", "keys list")
+    assert house.ctl("keys", "revoke", "facade").code == 3
+    with house.serving():
+        assert house.ctl("--key", "eve", "status").code == 3
+        assert house.ctl("log", "verify").code == 0
