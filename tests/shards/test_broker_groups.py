@@ -120,6 +120,7 @@ async def test_dead_letters_are_kept_shown_tried_again_and_dropped(fabric: Fabri
         await subscription.dead(bad, code="bad_envelope", reason="no schema")
         await subscription.done([good])
         await settle(fabric, "g")
+        await wait_until(lambda: fabric.broker.groups("acme")[0].dead == 1)
         (letter,) = await fabric.broker.dead_letters("acme", "g")
         assert (letter.code, letter.reason, letter.record.payload) == ("bad_envelope", "no schema", b"bad")
         assert letter.record.proof is not None
