@@ -224,7 +224,14 @@ class Daemon:
             token = await env.run_sync(
                 SoftToken.open, self.config.state / "keys" / "vault.key", env.token_bytes
             )
-            await run_vault(env, client, path=paths.vault, token=token, task_status=task_status)
+            await run_vault(
+                env,
+                client,
+                path=paths.vault,
+                token=token,
+                changed=lambda name: self._credential_changed(tenant, name),
+                task_status=task_status,
+            )
 
         async def audit(client: Client, task_status: trio.TaskStatus[None]) -> None:
             seed = await env.run_sync(
@@ -325,6 +332,13 @@ class Daemon:
                 ) from group
 
         return shard.Member(name="gateway", run=run, policy=policy_of, is_awaited=True)
+
+    def _credential_changed(self, tenant: str, name: str) -> None:
+        """Who gave up over a credential that has changed tries again at once."""
+        for settings in self.config.connectors[tenant]:
+            if getattr(settings, "credential", None) == name:
+                member = f"{settings.service}/{settings.instance}"
+                self.supervisor.resume(f"{tenant}:{member}" if self.config.is_region else member)
 
     # -- telling ----------------------------------------------------------------------------------------------
 

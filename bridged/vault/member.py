@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,11 +25,21 @@ EXPIRE_EVERY_S = 60.0
 class Vault:
     """One tenant's credentials behind the fabric."""
 
-    def __init__(self, env: Env, client: Client, database: Database, credentials: Credentials) -> None:
+    def __init__(
+        self,
+        env: Env,
+        client: Client,
+        database: Database,
+        credentials: Credentials,
+        *,
+        changed: Callable[[str], None] = lambda name: None,
+    ) -> None:
+        """`changed` is told the name of every credential that was put."""
         self._env = env
         self._client = client
         self._database = database
         self._credentials = credentials
+        self._changed = changed
         self._put = trio.Event()  # replaced at every put: those who wait for a credential look again
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
@@ -111,6 +121,7 @@ class Vault:
         await self._event("put", question, credential=name, revision=revision)
         self._put.set()
         self._put = trio.Event()
+        self._changed(name)
         return {"credential": name, "revision": revision}
 
     async def revoke(self, question: Question) -> Mapping[str, Any]:
@@ -189,13 +200,14 @@ async def run_vault(
     *,
     path: Path,
     token: SoftToken,
+    changed: Callable[[str], None] = lambda name: None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
     """The vault of the client's tenant over `vault.db` at `path`; never returns."""
     tenant = client.identity.tenant
     async with open_database(env, path, migrations=MIGRATIONS) as database:
         credentials = Credentials(tenant, token, env.token_bytes)
-        await Vault(env, client, database, credentials).run(task_status=task_status)
+        await Vault(env, client, database, credentials, changed=changed).run(task_status=task_status)
     raise AssertionError("unreachable")
 
 

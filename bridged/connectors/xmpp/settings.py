@@ -84,7 +84,7 @@ class Settings:
     """Absent: `bridged.INSTANCE`.  It stays the same over restarts, so that the server ends a dead
     predecessor's session when the successor comes."""
     typing: bool = False
-    """Carry who is typing, both ways."""
+    """Tell the house who is typing in the room."""
     ping_s: float = attrs.field(default=30.0, validator=[attrs.validators.ge(0.1), attrs.validators.le(600)])
     """Ask for a sign of life after so long a silence; none in as long again ends the connection."""
     confirm_s: float = attrs.field(
