@@ -278,3 +278,16 @@ def test_keys_of_a_shard_that_does_not_run(house: Any, monkeypatch: Any) -> None
     with house.serving():
         assert house.ctl("--key", "eve", "status").code == 3
         assert house.ctl("log", "verify").code == 0
+
+
+def test_an_invite_is_traded_from_elsewhere(house: Any, tmp_path: Path) -> None:
+    house.edit('listen = ["ipc"]', 'listen = ["ipc", "tcp://127.0.0.1:0"]')
+    with house.serving() as daemon:
+        (port,) = daemon.running.broker.tcp_ports
+        told = house.ctl("keys", "invite", "far", "--role", "sync", "--json").json()
+        words = ["keys", "join", tmp_path / "far.key", "--name", "far", "--server", told["server"]]
+        words += ["--invite", told["invite"], "--endpoint", f"tcp://127.0.0.1:{port}"]
+        ended = house.ctl(*words, stdin=told["secret"])
+        assert ended.code == 0, ended.err
+        ended = house.ctl(*words[:-1], "tcp://127.0.0.1:1", stdin=told["secret"])
+        assert ended.code == 4 and ended.says("bridgectl:")
