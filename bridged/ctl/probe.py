@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def storage_finding(state: Path) -> Finding:
             hint="mend the disk or make room, then start the shard: nothing that was acknowledged is lost",
         )
     finally:
-        probe.unlink(missing_ok=True)
+        with suppress(OSError):  # where nothing can be written, nothing is there
+            probe.unlink()
     return Finding(
         name="storage",
         ok=free >= FREE_BYTES_MIN,
@@ -97,7 +99,12 @@ def storage_finding(state: Path) -> Finding:
 def encrypted_disk(state: Path) -> Finding:
     """Does `state` lie on an encrypted block device?"""
     hint = "message bodies are readable to who holds the disk: put state on LUKS"
-    device = state.stat().st_dev
+    try:
+        device = state.stat().st_dev
+    except OSError as exc:
+        return Finding(
+            name="disk encryption", ok=False, detail=f"{state}: {exc.strerror}", hint=hint, only_warns=True
+        )
     node = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}")
     seen: set[Path] = set()
     waiting = [node]

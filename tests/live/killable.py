@@ -56,9 +56,11 @@ def killer(point: str, visit: int, record: str) -> Callable[[str], bool]:
 class FaultyDisk(apsw.VFS):
     """The system's file system, but for what the control file says."""
 
+    name = "faulty"
+
     def __init__(self, control: str) -> None:
         self.control = control
-        super().__init__("faulty", "")
+        super().__init__(self.name, "")
 
     def xOpen(self, name: Any, flags: list[int]) -> FaultyFile:
         return FaultyFile(name, flags, self.control)
@@ -98,13 +100,15 @@ def live(order: dict[str, Any]) -> int:
     """One life of the daemon; returns its exit code."""
     os.environ.update(order.get("environ", {}))
 
+    disk = FaultyDisk(order["disk"]) if "disk" in order else None
+
     def env() -> Env:
         made = system_env()
         kill = order.get("kill")
         if kill is not None:
             made = attrs.evolve(made, maybe=killer(kill["point"], kill["visit"], kill["record"]))
-        if "disk" in order:
-            made = attrs.evolve(made, vfs=FaultyDisk(order["disk"]).name)
+        if disk is not None:
+            made = attrs.evolve(made, vfs=disk.name)
         return made
 
     program.system_env = env  # type: ignore[assignment]  # the seed of everything that a life touches

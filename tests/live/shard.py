@@ -101,9 +101,20 @@ class LiveShard:
 
     # ---------------------------------------------------------------- bridgectl
 
-    async def ctl(self, *words: str, stdin: str = "", ok: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a command; raises CtlFailed unless it succeeds or `ok` is false."""
-        command = [sys.executable, "-c", _CTL, "--config", str(self.config), *words]
+    async def ctl(
+        self, *words: str, stdin: str = "", ok: bool = True, file_bytes_max: int | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command; raises CtlFailed unless it succeeds or `ok` is false.
+
+        Args:
+            words: The command and its arguments.
+            stdin: What is piped in.
+            ok: It must succeed.
+            file_bytes_max: No file that it writes may become longer: a full disk.
+        """
+        limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({file_bytes_max},) * 2); "
+        program = ("" if file_bytes_max is None else limit) + _CTL
+        command = [sys.executable, "-c", program, "--config", str(self.config), *words]
 
         def run() -> subprocess.CompletedProcess[str]:
             return subprocess.run(
@@ -150,7 +161,7 @@ class LiveShard:
             )  # fmt: skip
         self.ended = trio.Event()
         self.nursery.start_soon(self._watch, self.process, self.ended)
-        await self._ready(before)
+        self.must_be_up(is_ready=await self.ready(before))
 
     async def _watch(self, process: subprocess.Popen[bytes], ended: trio.Event) -> None:
         while process.poll() is None:
@@ -158,17 +169,23 @@ class LiveShard:
         self.exit_code, self.process = process.returncode, None
         ended.set()
 
-    async def _ready(self, before: int) -> None:
-        async with trio.open_nursery() as nursery:
+    async def ready(self, before: int) -> bool:
+        """Wait for one more READY=1 than `before`, or for the end; was it READY=1?"""
+        with trio.fail_after(READY_S):
+            async with trio.open_nursery() as nursery:
 
-            async def give_up_when_it_ends() -> None:
-                await self.ended.wait()
-                raise AssertionError(f"the daemon ended with {self.exit_code}:\n{self.log()[-3000:]}")
+                async def stop_waiting_when_it_ends() -> None:
+                    await self.ended.wait()
+                    nursery.cancel_scope.cancel()
 
-            nursery.start_soon(give_up_when_it_ends)
-            with trio.fail_after(READY_S):
+                nursery.start_soon(stop_waiting_when_it_ends)
                 await self.notices.wait("READY=1", before)
-            nursery.cancel_scope.cancel()
+                nursery.cancel_scope.cancel()
+        return self.notices.count("READY=1") > before
+
+    def must_be_up(self, *, is_ready: bool) -> None:
+        """Fail with the daemon's own words unless it came up."""
+        assert is_ready, f"the daemon ended with {self.exit_code}:\n{self.log()[-3000:]}"
 
     async def kill(self) -> None:
         """kill -9, and wait until it is gone."""
@@ -235,16 +252,9 @@ class Lives:
         shard.life = (await self._answer())["pid"]
         shard.ended = trio.Event()
         shard.nursery.start_soon(self._watch, shard.ended)
-        async with trio.open_nursery() as nursery:
-
-            async def stop_waiting_when_it_ends() -> None:
-                await shard.ended.wait()
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(stop_waiting_when_it_ends)
-            with trio.fail_after(READY_S):
-                await shard.notices.wait("READY=1", before)
-            nursery.cancel_scope.cancel()
+        is_ready = await shard.ready(before)
+        if kill is None:
+            shard.must_be_up(is_ready=is_ready)
 
     @property
     def record(self) -> Path:

@@ -28,6 +28,15 @@ class Tap:
     address: tuple[str, int]
     crossings: list[Crossing] = attrs.field(factory=list)
     connections: int = 0
+    _to_bridge: trio.SocketStream | None = None
+    _writing: trio.Lock = attrs.field(factory=trio.Lock)
+
+    async def inject(self, line: str) -> None:
+        """Say a line to the bridge as if the server had said it."""
+        assert self._to_bridge is not None, "the bridge is not connected"
+        async with self._writing:
+            self.crossings.append(Crossing(trio.current_time(), self.connections, False, line))
+            await self._to_bridge.send_all(f"{line}\r\n".encode())
 
     async def serve(self, client: trio.SocketStream) -> None:
         self.connections += 1
@@ -37,6 +46,7 @@ class Tap:
         except OSError:
             await trio.aclose_forcefully(client)
             return
+        self._to_bridge = client
         async with client, server, trio.open_nursery() as nursery:
             nursery.start_soon(self._pass, client, server, number, True, nursery.cancel_scope)
             nursery.start_soon(self._pass, server, client, number, False, nursery.cancel_scope)
@@ -57,7 +67,9 @@ class Tap:
                 self.crossings += [
                     Crossing(now, number, from_bridge, line.decode("utf-8", "replace")) for line in lines
                 ]
-                await target.send_all(data)
+                whole = b"".join(line + b"\r\n" for line in lines)
+                async with self._writing:
+                    await target.send_all(whole)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         scope.cancel()  # one end is gone: so is the other
