@@ -106,6 +106,7 @@ class Feed:
         Raises:
             Gap: Retention has taken some, or the shard was restored to a time before them; go on at its `next`.
         """
+        await trio.lowlevel.checkpoint()
         if offset > self.next:
             raise Gap(self.next, offset - 1, next_=self.next)
         while True:
