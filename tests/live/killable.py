@@ -111,7 +111,7 @@ def live(order: dict[str, Any]) -> int:
             made = attrs.evolve(made, vfs=disk.name)
         return made
 
-    program.system_env = env  # type: ignore[assignment]  # the seed of everything that a life touches
+    vars(program)["system_env"] = env  # the seed of everything that a life touches
     return program.main(["run", order["config"]])
 
 

@@ -9,6 +9,7 @@ import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any
 
 import attrs
@@ -253,12 +254,13 @@ class WsPerson:
                 socket: WebSocketConnection = await self._until(lambda: self._socket)
                 with suppress(ConnectionClosed):
                     await socket.send_message(json.dumps({"id": number, "op": op, **fields}))
-                    answer = await self._until(
-                        lambda: self._answers.pop(number, None) or (self._socket is not socket and "lost")
-                    )
+                    answer = await self._until(partial(self._answer_or_loss, number, socket))
                     if isinstance(answer, dict):
                         return answer
                 await trio.sleep(0.02)
+
+    def _answer_or_loss(self, number: str, socket: WebSocketConnection) -> dict[str, Any] | str | None:
+        return self._answers.pop(number, None) or ("lost" if self._socket is not socket else None)
 
     async def say(self, text: str, *, conversation: str = "ops", key: str | None = None) -> dict[str, Any]:
         """Send; returns the answer, which is ok.  The idempotency key is the text, unless given."""
@@ -276,6 +278,14 @@ class WsPerson:
 
         with trio.fail_after(ANSWER_S):
             return await self._until(look)  # type: ignore[no-any-return]
+
+    async def status(self, trace_id: str, network: str, state: str) -> dict[str, Any]:
+        """That a message has come to this state on a network."""
+        wanted = (trace_id, state)
+        return await self.event(
+            "status",
+            lambda event: (event["trace_id"], event["status"]) == wanted and network in event["channel"],
+        )
 
     async def message(self, text: str) -> dict[str, Any]:
         """The message with this text."""

@@ -42,22 +42,15 @@ async def talk(scene: Scene) -> None:
         for _, text in (await scene.wait_irc("good to know"), await scene.wait_xmpp("good to know")):
             assert "acme" in text
         for network in ("/irc/", "/xmpp/"):
-            await wes.event(
-                "status",
-                lambda event, network=network: (
-                    event["trace_id"] == answer["trace_id"]
-                    and network in event["channel"]
-                    and event["status"] == "delivered"
-                ),
-            )
+            await wes.status(answer["trace_id"], network, "delivered")
         await scene.irene.say("\x01ACTION nods\x01")
         assert "irene" in " ".join(await scene.wait_xmpp("nods"))
         await settle(scene)
-        for wanted, heard in (
+        for wanted, ear in (
             ("who is on call", scene.said_on_xmpp), ("I am, grüße", scene.said_on_irc),
             ("good to know", scene.said_on_irc), ("good to know", scene.said_on_xmpp), ("nods", scene.said_on_xmpp),
         ):  # fmt: skip
-            assert sum(wanted in text for _, text in heard) == 1, wanted
+            assert sum(wanted in text for _, text in ear) == 1, wanted
         assert not any("I am, grüße" in text for _, text in scene.said_on_xmpp), "an echo came back"
 
 
