@@ -52,8 +52,12 @@ def _is_free(port: int) -> bool:
 
 def require(*names: str) -> None:
     """Make sure that the programs of these servers are there, or skip (fail in CI)."""
+    require_program(*(PROGRAMS[name] for name in names), "openssl")
+
+
+def require_program(*wanted: str) -> None:
+    """The same for programs that `tools/lab install` knows."""
     path = os.environ.get("PATH", "") + ":/usr/sbin:/usr/local/sbin"
-    wanted = [*(PROGRAMS[name] for name in names), "openssl"]
     if all(shutil.which(program, path=path) for program in wanted):
         return
     done = subprocess.run([sys.executable, str(LAB), "install"], capture_output=True, text=True, check=False)

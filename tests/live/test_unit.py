@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.live import servers
 from tests.live.shard import ROOT, Lives, LiveShard, conversation, open_live_shard, open_lives
 
 pytestmark = [pytest.mark.live, pytest.mark.timeout(180)]
@@ -28,8 +28,7 @@ ECHO = '[[connector]]\nservice = "echo"\ninstance = "demo"\n' + conversation(
 
 def test_systemd_analyze_has_nothing_to_say(tmp_path: Path) -> None:
     """The unit as it is, but for the program, which is not installed here."""
-    if shutil.which("systemd-analyze") is None:
-        pytest.fail("systemd-analyze is missing: apt-get install systemd")
+    servers.require_program("systemd-analyze")
     text = UNIT.read_text().replace("/opt/bridged/bin/bridged", "/bin/true")
     assert text.count("/bin/true") == 1
     unit = tmp_path / "bridged@acme.service"
