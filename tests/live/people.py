@@ -29,6 +29,7 @@ AGAIN_S = 0.01
 """A person who lost the server tries again at once: they have to be there before the bridge is."""
 ANSWER_S = 60.0
 JOIN_S = 5.0
+HANDSHAKE_S = 5.0
 
 Hear = Callable[[str, str], None]
 """(speaker, text)"""
@@ -217,7 +218,11 @@ class WsPerson:
         stream = await trio.open_tcp_stream("127.0.0.1", self.port)
         try:
             async with trio.open_nursery() as nursery:
-                yield await wrap_client_stream(nursery, stream, f"127.0.0.1:{self.port}", "/v1")
+                with trio.fail_after(
+                    HANDSHAKE_S
+                ):  # the library waits for ever when the server dies meanwhile
+                    socket = await wrap_client_stream(nursery, stream, f"127.0.0.1:{self.port}", "/v1")
+                yield socket
                 nursery.cancel_scope.cancel()
         finally:
             await trio.aclose_forcefully(stream)
