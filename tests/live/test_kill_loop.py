@@ -55,6 +55,7 @@ DRAIN_S = 120.0
 QUIET_S = 1.5
 
 Token = tuple[str, int]
+Record = Callable[[str, object], None]
 
 
 @attrs.define(eq=False)
@@ -179,9 +180,8 @@ async def settle(crowd: Crowd, shard: LiveShard, account: Account) -> None:
     assert not unsettled, f"no final state, or one that is not legal: {unsettled[:5]}"
 
 
-def judge(account: Account, capsys: pytest.CaptureFixture[str], name: str) -> None:
-    with capsys.disabled():
-        print(f"\n{name}: {account}")
+def judge(account: Account, record_property: Record, name: str) -> None:
+    record_property("counts", f"kill loop, {name}: {account}")
     assert account.lost == [] and account.doubled == [] and account.reordered == [], (
         f"{account}; lost {account.lost[:9]}, doubled {account.doubled[:9]}, reordered {account.reordered[:9]};"
         f" {account.evidence[:5]}"
@@ -254,9 +254,7 @@ def plan(place: str, dice: random.Random) -> Iterable[tuple[str, int]]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("place", PLACES)
-async def test_kills_at_one_place(
-    env: Env, ports: int, place: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_kills_at_one_place(env: Env, ports: int, place: str, record_property: Record) -> None:
     account = Account()
     dice = random.Random(place)
     async with fake_networks(env, ports) as (shard, lives, crowd, _):
@@ -280,11 +278,11 @@ async def test_kills_at_one_place(
         await trio.sleep(0.5)
         crowd.talking.cancel()
         await settle(crowd, shard, account)
-    judge(account, capsys, place)
+    judge(account, record_property, place)
 
 
 @pytest.mark.timeout(300)
-async def test_kills_at_any_moment(env: Env, ports: int, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_kills_at_any_moment(env: Env, ports: int, record_property: Record) -> None:
     account = Account()
     dice = random.Random("any moment")
     async with fake_networks(env, ports) as (shard, lives, crowd, _):
@@ -296,13 +294,11 @@ async def test_kills_at_any_moment(env: Env, ports: int, capsys: pytest.CaptureF
         await shard.wait_running(IRC, XMPP)
         crowd.talking.cancel()
         await settle(crowd, shard, account)
-    judge(account, capsys, "any moment")
+    judge(account, record_property, "any moment")
 
 
 @pytest.mark.timeout(420)
-async def test_kills_on_real_servers(
-    env: Env, tmp_path: Path, ports: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_kills_on_real_servers(env: Env, tmp_path: Path, ports: int, record_property: Record) -> None:
     """One kill at each place, with InspIRCd and Prosody."""
     account = Account()
     dice = random.Random("real")
@@ -335,4 +331,4 @@ async def test_kills_on_real_servers(
             crowd.talking.cancel()
             await settle(crowd, shard, account)
             nursery.cancel_scope.cancel()
-    judge(account, capsys, "real servers")
+    judge(account, record_property, "real servers")

@@ -28,6 +28,7 @@ PATIENCE_S = 120.0
 BUSY_S = 2.0
 """What a loaded machine may add to a promise in seconds."""
 
+Record = Callable[[str, object], None]
 Say = Callable[[str], Awaitable[bool]]
 
 
@@ -78,7 +79,7 @@ async def talk_while(scene: Scene, talkers: list[Talker], happens: Callable[[], 
 
 
 @pytest.mark.timeout(420)
-async def test_the_irc_server_is_away(tmp_path: Path, ports: int) -> None:
+async def test_the_irc_server_is_away(tmp_path: Path, ports: int, record_property: Record) -> None:
     async with open_scene(tmp_path, ports) as scene:
         talker = Talker("x", scene.alice.say)
         back_at = here_at = 0.0
@@ -105,14 +106,15 @@ async def test_the_irc_server_is_away(tmp_path: Path, ports: int) -> None:
         assert first - back_at <= RECONNECT_S + BUSY_S, f"reconnected after {first - back_at:.1f} s"
         last = max(scene.on_irc.times[token] for token in held)
         assert last - back_at <= RECONNECT_S + DRAIN_S + BUSY_S, f"the backlog took {last - back_at:.1f} s"
-        print(
-            f"IRC away {AWAY_S:.0f} s: {len(talker.said)} said, 0 lost; back {first - back_at:.1f}, out {last - back_at:.1f} s"
+        record_property(
+            "counts",
+            f"IRC away {AWAY_S:.0f} s: {len(talker.said)} said, 0 lost; back {first - back_at:.1f}, out {last - back_at:.1f} s",
         )
         await scene.carries("afterwards")
 
 
 @pytest.mark.timeout(420)
-async def test_the_xmpp_server_is_away(tmp_path: Path, ports: int) -> None:
+async def test_the_xmpp_server_is_away(tmp_path: Path, ports: int, record_property: Record) -> None:
     async with open_scene(tmp_path, ports) as scene:
         talker = Talker("i", scene.irene.say)
         back_at = 0.0
@@ -146,13 +148,14 @@ async def test_the_xmpp_server_is_away(tmp_path: Path, ports: int) -> None:
         late = sorted(ear.times[token] - back_wall for token in held if ear.times[token] >= back_wall - 1)
         assert late[0] <= RECONNECT_S + BUSY_S, f"reconnected after {late[0]:.1f} s"
         assert late[-1] <= RECONNECT_S + DRAIN_S + BUSY_S, f"the backlog took {late[-1]:.1f} s"
-        print(
-            f"XMPP away {AWAY_S:.0f} s: {len(talker.said)} said, 0 lost; back {late[0]:.1f}, out {late[-1]:.1f} s"
+        record_property(
+            "counts",
+            f"XMPP away {AWAY_S:.0f} s: {len(talker.said)} said, 0 lost; back {late[0]:.1f}, out {late[-1]:.1f} s",
         )
 
 
 @pytest.mark.timeout(420)
-async def test_the_bridge_is_away(tmp_path: Path, ports: int) -> None:
+async def test_the_bridge_is_away(tmp_path: Path, ports: int, record_property: Record) -> None:
     async with open_scene(tmp_path, ports) as scene:
         from_irc, from_xmpp = Talker("i", scene.irene.say), Talker("x", scene.alice.say)
         clock = scene_clock()
@@ -185,13 +188,14 @@ async def test_the_bridge_is_away(tmp_path: Path, ports: int) -> None:
         told = [text for _, text in scene.said_on_xmpp if "Gap" in text]
         assert not any(token_of(text) for text in told), "a gap notice quotes no text"
         assert not scene.on_irc.gaps, "nothing of XMPP was missed"
-        print(
-            f"bridge away {AWAY_S:.0f} s: of {len(from_xmpp.said)} from XMPP 0 lost; gap {_shown(gap)}, {len(missing)} in it"
+        record_property(
+            "counts",
+            f"bridge away {AWAY_S:.0f} s: of {len(from_xmpp.said)} from XMPP 0 lost; gap {_shown(gap)}, {len(missing)} in it",
         )
 
 
 @pytest.mark.timeout(600)
-async def test_two_hundred_lines_through_a_meter(tmp_path: Path, ports: int) -> None:
+async def test_two_hundred_lines_through_a_meter(tmp_path: Path, ports: int, record_property: Record) -> None:
     """About one line a second gets through; 200 come at 5 a second; all arrive, and PONG waits for none of them."""
     count = 200
     async with open_tap(("127.0.0.1", ports + 6), ports + 27) as tap:
@@ -219,11 +223,15 @@ async def test_two_hundred_lines_through_a_meter(tmp_path: Path, ports: int) -> 
                 assert waited < 1 + BUSY_S, f"our PONG waited {waited:.1f} s behind the queue"
             unconfirmed = _most_unconfirmed(scene, tap.lines(from_bridge=True, word="PRIVMSG"))
             assert unconfirmed <= 4, f"{unconfirmed} lines stood in the server's queue"
-            print(f"meter: {count} of {count} in {took:.0f} s, {len(pongs)} PINGs answered at once")
+            record_property(
+                "counts", f"meter: {count} of {count} in {took:.0f} s, {len(pongs)} PINGs answered at once"
+            )
 
 
 @pytest.mark.timeout(420)
-async def test_the_queue_of_a_metered_server_survives_kill_9(tmp_path: Path, ports: int) -> None:
+async def test_the_queue_of_a_metered_server_survives_kill_9(
+    tmp_path: Path, ports: int, record_property: Record
+) -> None:
     count = 80
     async with open_scene(tmp_path, ports, metered=True) as scene:
         talker = Talker("x", scene.alice.say)
@@ -254,7 +262,9 @@ async def test_the_queue_of_a_metered_server_survives_kill_9(tmp_path: Path, por
         missing = scene.on_irc.missing(talker.said)
         assert len(missing) <= 1 and set(missing) <= await unknown(), missing
         assert scene.on_irc.doubled() == [] and scene.on_irc.reordered() == []
-        print(f"meter and kill: {count - len(missing)} of {count} arrived, {len(missing)} unknown")
+        record_property(
+            "counts", f"meter and kill: {count - len(missing)} of {count} arrived, {len(missing)} unknown"
+        )
 
 
 def _most_unconfirmed(scene: Scene, written: list) -> int:  # type: ignore[type-arg]
