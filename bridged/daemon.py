@@ -21,7 +21,7 @@ import trio
 from bridged import host, http, telemetry
 from bridged.audit.member import origin, run_audit
 from bridged.config import Config, ConnectorSettings, Member, split_address
-from bridged.connectors import Connector
+from bridged.connectors import Connector, ConnectorState
 from bridged.connectors.desk import attend
 from bridged.control import HOUSE, Control
 from bridged.errors import BadCredentials, Banned, BridgeError, ConfigError
@@ -68,6 +68,8 @@ class Daemon:
         self.controls: dict[str, Control] = {}
         self.supervisor = Supervisor(env, self._report)
         self.gateway_port: int | None = None
+        self._told: dict[tuple[str, str], tuple[ConnectorState, str]] = {}
+        """What each connector last said of itself."""
 
     async def run(self, *, task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Enrol everybody, start the members, keep them running."""
@@ -280,7 +282,11 @@ class Daemon:
     def _connector(self, tenant: str, member: Member) -> Serve:
         settings = self.config.connector(member.name, tenant)
         assert settings is not None
-        return connector_of(self.env, self.config, tenant, settings)
+
+        def told(state: ConnectorState, detail: str) -> None:
+            self._told[tenant, member.name] = state, detail
+
+        return connector_of(self.env, self.config, tenant, settings, told=told)
 
     async def _gateway(self) -> shard.Member:
         """One gateway for all tenants, with a client for each."""
@@ -360,14 +366,14 @@ class Daemon:
         for settings in self.config.connectors[tenant]:
             name = f"{settings.service}/{settings.instance}"
             status = statuses.get(f"{tenant}:{name}" if self.config.is_region else name)
-            connectors.append(
-                {
-                    "name": name,
-                    "runs": settings.runs,
-                    "state": "outside" if status is None else status.state,
-                    "detail": "" if status is None else status.detail,
-                }
-            )
+            state = "starting" if status is None else status.state
+            detail = "" if status is None else status.detail
+            if settings.runs == "outside":
+                state = "outside"
+            elif state in ("starting", "running") and (tenant, name) in self._told:
+                own, detail = self._told[tenant, name]  # the connector knows more of it than its supervisor
+                state = own.value
+            connectors.append({"name": name, "runs": settings.runs, "state": state, "detail": detail})
         return {"connectors": connectors, "gateway_port": self.gateway_port}
 
     def _outsider(self, tenant: str, service: str, instance: str) -> Member | None:
@@ -389,7 +395,14 @@ async def _serve_gateway(
     await run_gateway(env, clients, host=address, port=port, tls=tls, task_status=task_status)
 
 
-def connector_of(env: Env, config: Config, tenant: str, settings: ConnectorSettings) -> Serve:
+def connector_of(
+    env: Env,
+    config: Config,
+    tenant: str,
+    settings: ConnectorSettings,
+    *,
+    told: Callable[[ConnectorState, str], None] = lambda state, detail: None,
+) -> Serve:
     """What a connector does with its client.  Its library is imported at the first attempt and not before; the
     connector itself outlives its attempts, since a platform's session may be resumed."""
     made: list[Connector] = []
@@ -404,7 +417,7 @@ def connector_of(env: Env, config: Config, tenant: str, settings: ConnectorSetti
                 if (link.service, link.instance) == (settings.service, settings.instance)
             ]
             made.append(room.make_connector(settings, channels))
-        await attend(env, made[0], settings, client, task_status=task_status)
+        await attend(env, made[0], settings, client, told=told, task_status=task_status)
 
     return serve
 

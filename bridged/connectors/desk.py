@@ -129,7 +129,15 @@ class Credential:
 class Desk:
     """One connector's place in the house.  Made by `open_desk`."""
 
-    def __init__(self, *, env: Env, settings: Settings, client: Client, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        *,
+        env: Env,
+        settings: Settings,
+        client: Client,
+        nursery: trio.Nursery,
+        told: Callable[[ConnectorState, str], None] = lambda state, detail: None,
+    ) -> None:
         self.env = env
         self.settings = settings
         self.client = client
@@ -138,6 +146,7 @@ class Desk:
         self.service: str = settings.service
         self.instance: str = settings.instance
         self._nursery = nursery  # open_desk's own, which outlives every use of it here
+        self._told = told
         self._state: tuple[ConnectorState, str] | None = None
         self._leases: dict[str, Credential] = {}
 
@@ -201,6 +210,7 @@ class Desk:
         if self._state == (state, detail):
             return
         self._state = (state, detail)
+        self._told(state, detail)
         payload: dict[str, Any] = {
             "state": state.value,
             "detail": detail,
@@ -375,10 +385,19 @@ class Desk:
 
 
 @asynccontextmanager
-async def open_desk(env: Env, settings: Settings, client: Client) -> AsyncIterator[Desk]:
-    """A desk over a connected client; on the way out all leases are given back."""
+async def open_desk(
+    env: Env,
+    settings: Settings,
+    client: Client,
+    *,
+    told: Callable[[ConnectorState, str], None] = lambda state, detail: None,
+) -> AsyncIterator[Desk]:
+    """A desk over a connected client; on the way out all leases are given back.
+
+    `told` hears every state that is published.
+    """
     async with trio.open_nursery() as nursery:
-        desk = Desk(env=env, settings=settings, client=client, nursery=nursery)
+        desk = Desk(env=env, settings=settings, client=client, nursery=nursery, told=told)
         try:
             yield desk
         finally:
@@ -393,6 +412,7 @@ async def attend(
     settings: Settings,
     client: Client,
     *,
+    told: Callable[[ConnectorState, str], None] = lambda state, detail: None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """One attempt of a connector at a desk of its own; its states are published, its fall passed on.
@@ -401,7 +421,7 @@ async def attend(
         ConnectorError: The platform was lost (alone or in an exception group); whether and when to try again
             is the supervisor's.
     """
-    async with open_desk(env, settings, client) as desk:
+    async with open_desk(env, settings, client, told=told) as desk:
         await desk.state(ConnectorState.STARTING)
         try:
             await connector.run(desk, task_status=task_status)

@@ -98,6 +98,9 @@ def _show(s: Session, record: Record) -> None:
     event, at = payload.get("event"), payload.get("at", "")
     if event == "message":
         said = f"<{payload['sender']['name']}> {payload['text']}"
+    elif event == "connector":
+        at = payload.get("since", at)
+        said = f"{payload.get('service')}/{payload.get('instance')} {payload.get('state')} {payload.get('detail', '')}"
     elif event == "status":
         said = f"{payload.get('channel') or '-'}: {payload.get('status')}"
     else:
