@@ -73,7 +73,6 @@ class Daemon:
 
     async def run(self, *, task_status: trio.TaskStatus[Running] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Enrol everybody, start the members, keep them running."""
-        await self.enroll_operators()
         members: list[shard.Member] = []
         for tenant in self.config.tenants:
             members += await self._members(tenant)
@@ -437,7 +436,12 @@ async def open_shard(env: Env, config: Config) -> AsyncIterator[Running]:
     with lock_state(config.state):
         async with (
             open_broker(
-                env, state=config.state, endpoint=str(config.endpoint), shard=config.name, tcp=config.tcp
+                env,
+                state=config.state,
+                endpoint=str(config.endpoint),
+                shard=config.name,
+                tcp=config.tcp,
+                prepare=lambda broker: Daemon(env, config, broker).enroll_operators(),
             ) as broker,
             trio.open_nursery() as nursery,
         ):

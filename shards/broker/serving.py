@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -293,10 +293,12 @@ async def open_broker(
     shard: str,
     tcp: Sequence[str] = (),
     limits: Limits | None = None,
+    prepare: Callable[[Broker], Awaitable[None]] | None = None,
 ) -> AsyncIterator[Broker]:
     """Serve a shard's log at `endpoint` (an ipc path) and at `tcp` addresses ("tcp://HOST:PORT").
 
-    Serving when entered.  The server's key is made at `state`/broker.key (0600) on first use.
+    Serving when entered; `prepare` is awaited before the first link is heard, so that whoever it enrols is
+    never refused for having come early.  The server's key is made at `state`/broker.key (0600) on first use.
 
     Raises:
         ShardsError: The endpoint or the key file is unfit.
@@ -322,6 +324,9 @@ async def open_broker(
                     limits=limits or Limits(),
                     nursery=nursery,
                 )
+                broker = Broker(env, log, core, endpoint=endpoint, shard=shard, server_public=static.public)
+                if prepare is not None:
+                    await prepare(broker)
                 for task in (
                     core.serve,
                     core.sweep,
@@ -330,7 +335,6 @@ async def open_broker(
                     log.database.wait_failed,
                 ):
                     nursery.start_soon(task)
-                broker = Broker(env, log, core, endpoint=endpoint, shard=shard, server_public=static.public)
                 for host, port in addresses:
                     acceptor = await nursery.start(serve_tcp_acceptor, env, host, port, endpoint)
                     broker.tcp_ports += (acceptor.port,)
